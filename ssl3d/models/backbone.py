@@ -1,0 +1,111 @@
+"""The interface between networks and everything that trains, exports or evaluates them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from ssl3d.regions import Size3
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """Enough to rebuild a backbone anywhere, in plain types: `target` import path, `kwargs` of its constructor.
+
+    `architecture` is the network in the terms of the program it is exported to (nnU-Net's architecture block), or None.
+    """
+
+    target: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    architecture: dict[str, Any] | None = None
+
+
+class Backbone(nn.Module):
+    """An encoder (and, where it has one, a decoder) over (B,C,D,H,W) float images.
+
+    `in_channels`; `channels` and `strides` per scale, finest first: scale i has `channels[i]` features on a grid
+    of size / strides[i]. `decoder_channels` per scale of `decode`, finest first; empty when there is no decoder.
+    Input sizes must be multiples of `total_stride`.
+    """
+
+    in_channels: int
+    channels: tuple[int, ...]
+    strides: tuple[Size3, ...]
+    decoder_channels: tuple[int, ...] = ()
+
+    @property
+    def total_stride(self) -> Size3:
+        """The coarsest scale's stride: what input sizes must be multiples of."""
+        return self.strides[-1]
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """(B,C,D,H,W) -> [(B, channels[i], D/s_i, H/s_i, W/s_i)], finest first."""
+        raise NotImplementedError
+
+    def decode(self, features: Sequence[Tensor], down_to: int = 0) -> list[Tensor]:
+        """Encoder features -> decoder features, finest first, from scale `down_to` on, before any segmentation head."""
+        raise NotImplementedError
+
+    def pool(self, features: Sequence[Tensor]) -> Tensor:
+        """Encoder features -> (B, C): the volume embedding used by contrast, probes and classification."""
+        raise NotImplementedError
+
+    def spec(self) -> BackboneSpec:
+        """Plain types that rebuild this network: `build_backbone(spec)` has equal parameter names and shapes."""
+        raise NotImplementedError
+
+    def encoder_parameter_names(self) -> set[str]:
+        """Names in `state_dict()` that belong to the encoder; the rest is decoder."""
+        raise NotImplementedError
+
+    def check_size(self, size: Sequence[int]) -> None:
+        """Raise ValueError naming the axis when `size` (D,H,W) is no multiple of the total stride."""
+        for axis, n, s in zip("DHW", size, self.total_stride):
+            if n % s or n <= 0:
+                raise ValueError(
+                    f"input size {tuple(size)}: axis {axis} is {n}, not a multiple of the backbone's stride {s}; "
+                    f"use {max(s, n // s * s)} or {(n // s + 1) * s}"
+                )
+
+
+class TokenBackbone(Backbone):
+    """A backbone of tokens: N = D*H*W / patch voxels, flattened in ONE axis order (D, H, W), row-major.
+
+    `patch_size` voxels per token; `embed_dim` features per token.
+    """
+
+    patch_size: Size3
+    embed_dim: int
+
+    def embed(self, x: Tensor) -> Tensor:
+        """(B,C,D,H,W) -> (B,N,embed_dim): content only, no positions."""
+        raise NotImplementedError
+
+    def positions(self, grid: Size3) -> Tensor:
+        """(N, embed_dim) for a token grid (D,H,W), interpolated to any grid, non-cubic too."""
+        raise NotImplementedError
+
+    def blocks(
+        self,
+        tokens: Tensor,
+        grid: Size3,
+        index: Tensor | None = None,
+        prefix: Tensor | None = None,
+        layers: Sequence[int] | None = None,
+    ) -> list[Tensor]:
+        """Run the transformer on content tokens (B,K,C); adds positions itself, so content can be a mask token.
+
+        `index` (B,K): which grid positions the tokens stand at (all, in order, when None); rotary positions follow it.
+        `prefix` (B,P,C): CLS or register tokens, without positions, returned in front.
+        Returns one (B,P+K,C) per entry of `layers` (the last layer, normalised, when None).
+        """
+        raise NotImplementedError
+
+    def grid(self, size: Sequence[int]) -> Size3:
+        """Token grid (D,H,W) of an image of `size` voxels."""
+        self.check_size(size)
+        d, h, w = (n // p for n, p in zip(size, self.patch_size))
+        return (d, h, w)

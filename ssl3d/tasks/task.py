@@ -1,0 +1,36 @@
+"""What the training loop trains: Objective, and its self-supervised kind, PretextTask."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ssl3d.models.backbone import Backbone
+from ssl3d.regions import RegionBatch, RegionSpec, Size3
+
+
+class Objective(nn.Module):
+    """A module that turns a batch of regions into a loss. Owns its heads; knows nothing of files or optimisers.
+
+    Subclasses set `backbone` (what is saved as the result), `region` (what is read), `input_size` (what the backbone
+    sees) and `needs_decoder`, and write `forward`. Everything random is drawn from `batch.seed`.
+    """
+
+    backbone: Backbone
+    region: RegionSpec
+    input_size: Size3
+    needs_decoder: bool = False
+    spans_batch: bool = False  # the loss pairs samples over the whole optimiser step: accumulation > 1 is refused
+
+    def forward(self, batch: RegionBatch, preview: bool = False) -> dict[str, Tensor]:
+        """Normalised batch -> {"loss": scalar, ...}: "loss" is optimised, other scalars are logged.
+
+        With `preview` the dict also holds `preview/<name>` tensors (N,H,W) in [0,1]: pictures to save.
+        """
+        raise NotImplementedError
+
+    def after_step(self, step: int, steps: int) -> None:
+        """Called after each optimiser step (EMA teachers, queues); nothing by default."""
+
+
+class PretextTask(Objective):
+    """A self-supervised method: an Objective that never sees a label. Owns its heads, teacher and queue."""
