@@ -1,0 +1,60 @@
+# ssl3d: the commands of the house. `make` lists them. Needs python3 (3.11 to 3.13), git and make, nothing else.
+# Another interpreter: make test PYTHON=python3.12 (remove .venv first if it was made with a different one).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ssl3d-installed
+OUT ?= runs/quickstart
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart install test slow acceptance lint bench constraints clean
+
+help: ## list these commands
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 22
+
+quickstart: $(STAMP) ## the whole pipeline on synthetic anatomy, minutes on a laptop CPU; OUT=DIR
+	@$(BIN)/ssl3d quickstart --out $(OUT)
+	@echo "report: $(OUT)/evaluate/report.html"
+
+install: $(STAMP) ## make .venv with what constraints.txt pins
+
+test: $(STAMP) ## unit tests
+	@$(BIN)/python -m pytest
+
+slow: $(STAMP) ## pipelines and real data (SSL3D_DATA, default ../shared/data; skipped where it is missing)
+	@$(BIN)/python -m pytest -m slow --durations=20
+
+acceptance: $(STAMP) ## kill series, the real nnU-Net, the quickstart on a real data set: long
+	@$(BIN)/python -m pytest -m acceptance --timeout=3600 --durations=20
+
+lint: $(STAMP) ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+bench: $(STAMP) ## loader and step benchmarks; JSON and tables in benchmarks/results
+	@$(BIN)/python benchmarks/bench_loader.py
+	@$(BIN)/python benchmarks/bench_step.py
+
+constraints: $(STAMP) ## pin every dependency again, for all pythons and platforms; UPGRADE=--upgrade takes newer ones
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --universal --python-version 3.11 --all-extras --no-header --no-annotate $(UPGRADE) \
+		--output-file constraints.txt setup.cfg
+
+clean: ## remove the environment; runs/ stays
+	rm -rf $(VENV)
+
+# uv installs several times faster than pip but reads none of pip's configuration (mirrors, certificates): where it
+# cannot be had or cannot reach an index, pip does the same from the same pins.
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found: install Python 3.11 to 3.13, or name one with PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "ssl3d needs Python 3.11 to 3.13 and %s is %s: name another one with PYTHON=python3.12" % (sys.executable, sys.version.split()[0]))'
+	@$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot make a virtual environment: install its venv module (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
+	@echo "installing into $(VENV) (PyTorch is large: a few minutes the first time)"
+	@if $(BIN)/python -m pip install --quiet --disable-pip-version-check uv \
+		&& UV_SYSTEM_CERTS=1 $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[test]'; \
+	then :; else \
+		echo "uv could not install: using pip"; \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'; \
+	fi
+	@touch $@
