@@ -1,0 +1,339 @@
+"""Recipes: one page of YAML, typed and complete. Load, override, check every key at every depth, build."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from ssl3d import schema
+from ssl3d.schema import MISSING, ConfigError, did_you_mean, join
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"  # beside the package, installed or in the checkout
+
+# The base type of what a slot's `_target_` may name; import paths, so that reading a recipe needs no torch.
+SLOTS = {"model": "ssl3d.models.backbone.Backbone", "task": "ssl3d.tasks.task.Objective"}
+GIVEN = {"model": (), "task": ("backbone",)}
+EXTRA: dict[str, dict[str, tuple[Any, Any]]] = {
+    "model": {"init": (str | None, None), "init_part": (Literal["all", "encoder"], "all")},
+    "task": {},
+}
+
+
+@dataclass
+class RunConfig:
+    """Where and how long. `dir`: the run's folder (the same again resumes); `*_every`: steps, 0 is never."""
+
+    dir: str
+    steps: int
+    seed: int = 0
+    devices: int | Literal["auto"] = "auto"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "bf16-mixed"
+    compile: bool | Literal["auto"] = "auto"
+    accumulate: int = 1
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    preview_every: int = 1000
+    holdout_every: int = 1000
+
+
+@dataclass
+class DataConfig:
+    """Which regions: `batch_size` per optimiser step over all ranks and accumulation; `holdout` share of subjects.
+
+    `store`: a path, or several with `weights`; `include`/`exclude`: subjects, or a JSON file of them. A split file
+    ({"pool"|"train", "validation", "test"}) excludes its validation and test patients.
+    """
+
+    store: str | list[str]
+    batch_size: int
+    weights: list[float] | None = None
+    workers: int | Literal["auto"] = "auto"
+    normalise: Literal["auto"] | dict[str, Any] = "auto"
+    channels: Literal["all", "one"] = "all"
+    holdout: float = 0.0
+    include: str | list[str] | None = None
+    exclude: str | list[str] | None = None
+    few_slices: bool = False
+
+
+@dataclass
+class GroupConfig:
+    """Parameters whose name the regular expression `match` finds; frozen (no step, no decay) before `freeze_until`."""
+
+    match: str
+    lr_scale: float = 1.0
+    weight_decay: float | None = None
+    freeze_until: int = 0
+
+
+@dataclass
+class OptimConfig:
+    """Optimiser and schedule, the same for every method. `lr` is reached after `warmup_steps`, linearly from 0.
+
+    Norms, biases, positions and tokens are not decayed. `layer_decay` scales the rate by layer_decay^(layers above).
+    """
+
+    lr: float
+    name: Literal["sgd", "adamw"] = "adamw"
+    momentum: float = 0.9
+    nesterov: bool = False
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    weight_decay_end: float | None = None
+    schedule: Literal["poly", "cosine", "constant"] = "cosine"
+    poly_power: float = 0.9
+    lr_end: float = 0.0
+    warmup_steps: int = 0
+    clip_norm: float | None = None
+    layer_decay: float | None = None
+    ema: float | None = None
+    groups: list[GroupConfig] = field(default_factory=list)
+
+
+@dataclass
+class WandbConfig:
+    """`auto` is online under a sweep agent, else disabled."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    project: str = "ssl3d"
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Recipe:
+    """A checked, completed recipe. `model` and `task` stay plain mappings until they are built."""
+
+    run: RunConfig
+    data: DataConfig
+    model: dict[str, Any]
+    task: dict[str, Any]
+    optim: OptimConfig
+    wandb: WandbConfig
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain YAML types; `load` reads them back to an equal recipe."""
+        return schema.plain(self)
+
+
+# Ranges that a type cannot say.
+_POSITIVE = ("run.steps", "run.accumulate", "data.batch_size", "optim.lr")
+_NOT_NEGATIVE = (
+    "run.seed", "run.log_every", "run.checkpoint_every", "run.preview_every", "run.holdout_every", "optim.weight_decay",
+    "optim.warmup_steps", "optim.lr_end", "data.workers", "optim.weight_decay_end",
+)  # fmt: skip
+
+
+def _range_faults(values: Mapping[str, Any]) -> list[str]:
+    faults = []
+
+    def number(key: str) -> float | None:
+        section, name = key.split(".")
+        v = values.get(section, {}).get(name)
+        return v if isinstance(v, (int, float)) and not isinstance(v, bool) else None
+
+    def require(key: str, ok: bool, rule: str) -> None:
+        if not ok:
+            faults.append(f"{key} is {number(key)}; it must be {rule}")
+
+    for key in _POSITIVE:
+        if (v := number(key)) is not None:
+            require(key, v > 0, "above 0")
+    for key in _NOT_NEGATIVE:
+        if (v := number(key)) is not None:
+            require(key, v >= 0, "0 or more")
+    for key in ("data.holdout", "optim.momentum", "optim.ema"):
+        if (v := number(key)) is not None:
+            require(key, 0 <= v < 1, "at least 0 and below 1")
+    for key in ("optim.clip_norm", "run.devices"):
+        if (v := number(key)) is not None:
+            require(key, v > 0, "above 0")
+    if (v := number("optim.layer_decay")) is not None:
+        require("optim.layer_decay", 0 < v <= 1, "above 0 and at most 1")
+    return faults
+
+
+def find(name: str, folder: Path = RECIPES) -> Path:
+    """The YAML file of a recipe: a path, or a name below `folder` with or without .yaml.
+
+    Raises FileNotFoundError with the nearest names.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return path
+    inside = folder / (name if path.suffix == ".yaml" else f"{name}.yaml")
+    if not path.is_absolute() and inside.is_file():
+        return inside
+    known = names(folder)
+    hint = did_you_mean(name, known) if path.parent == Path() else ""
+    raise FileNotFoundError(f"there is no recipe '{name}'{hint or ': no such file'} (ssl3d recipes lists them)")
+
+
+def names(folder: Path = RECIPES) -> list[str]:
+    """Names of the shipped training recipes, without .yaml."""
+    found = (p.relative_to(folder).with_suffix("").as_posix() for p in sorted(folder.rglob("*.yaml")))
+    return [n for n in found if n.split("/")[0] not in ("downstream", "sweeps")]
+
+
+def read(source: str | Path | Mapping[str, Any], folder: Path = RECIPES) -> dict[str, Any]:
+    """A YAML file (or name, or mapping) as plain types, interpolations resolved. Raises ConfigError naming the file."""
+    if isinstance(source, Mapping):
+        return _container(source, "the recipe")
+    path = find(str(source), folder)
+    try:
+        loaded = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{source}: not readable as YAML: {' '.join(str(error).split())}"]) from None
+    return _container(loaded, str(source))
+
+
+def _container(config: Any, name: str) -> dict[str, Any]:
+    try:
+        if isinstance(config, Mapping) or not OmegaConf.is_config(config):
+            config = OmegaConf.create(dict(config))
+        values = OmegaConf.to_container(config, resolve=True)
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        raise ConfigError([f"{name}: {' '.join(str(error).split())}"]) from None
+    if not isinstance(values, dict):
+        raise ConfigError([f"{name} must be a mapping of sections, not a list"])
+    return values  # type: ignore[return-value]
+
+
+def override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Apply `key.sub=value` to a nested mapping (list items by number). A bare `None` means null, as wandb writes it.
+
+    Raises ConfigError on a text without '=' or a path through something that holds no keys.
+    """
+    faults = []
+    for text in overrides:
+        key, sign, raw = text.partition("=")
+        if not sign or not key:
+            faults.append(f"'{text}' is not an override: write key.sub=value")
+            continue
+        try:
+            parsed = None if raw == "None" else OmegaConf.to_container(OmegaConf.from_dotlist([f"v={raw}"]))["v"]  # type: ignore[index,call-overload]
+        except (YAMLError, OmegaConfBaseException) as error:
+            faults.append(f"{key}: the value '{raw}' is not readable as YAML: {' '.join(str(error).split())}")
+            continue
+        fault = _assign(values, key, parsed)
+        faults += [fault] if fault else []
+    if faults:
+        raise ConfigError(faults)
+    return values
+
+
+def _assign(values: dict[str, Any], key: str, value: Any) -> str | None:
+    *parents, last = key.split(".")
+    node: Any = values
+    for depth, part in enumerate([*parents, last]):
+        here = ".".join(key.split(".")[:depth])
+        if isinstance(node, list):
+            if not part.isdigit() or int(part) >= len(node):
+                return f"{key}: {here} is a list of {len(node)}; '{part}' is none of its places"
+            index: Any = int(part)
+        elif isinstance(node, dict):
+            index = part
+        else:
+            return f"{key}: {here} is {node!r} and holds no key '{part}'"
+        if depth == len(parents):
+            node[index] = value
+        else:
+            if isinstance(node, dict) and node.get(index) is None:
+                node[index] = {}
+            node = node[index]
+    return None
+
+
+def load(
+    source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), unset: Sequence[str] = ()
+) -> Recipe:
+    """Read, override and check a recipe; every fault is collected before anything heavy starts.
+
+    `unset`: keys that may be missing (`ssl3d check` allows data.store). Raises ConfigError, FileNotFoundError.
+    """
+    values = override(read(source), overrides)
+    for key in unset:
+        section, name = key.split(".")
+        if isinstance(values.get(section), dict) and values[section].get(name, MISSING) == MISSING:
+            values[section][name] = ""
+    sections = {f.name: f.type for f in dataclasses.fields(Recipe)}
+    faults = [f"unknown section '{k}'{did_you_mean(str(k), list(sections))}" for k in values if k not in sections]
+    completed: dict[str, Any] = {}
+    for name, cls in _SECTIONS.items():
+        node = values.get(name, {})
+        if not isinstance(node, Mapping):
+            faults.append(f"{name} must be a mapping, not {schema.describe(node)}")
+            continue
+        completed[name], found = schema.check_fields(node, schema.parameters(cls), name)
+        faults += found
+    for name, path in SLOTS.items():
+        if name not in values:
+            faults.append(f"section '{name}' is missing: give {join(name, schema.TARGET)}")
+            continue
+        base = schema.import_object(path, name)
+        completed[name], found = schema.check_target(values[name], base, name, GIVEN[name], EXTRA[name])
+        faults += found
+    faults += _range_faults(completed)
+    if faults:
+        raise ConfigError(faults)
+    built = {name: schema.build(completed[name], cls) for name, cls in _SECTIONS.items()}
+    return Recipe(model=completed["model"], task=completed["task"], **built)
+
+
+_SECTIONS: dict[str, type] = {"run": RunConfig, "data": DataConfig, "optim": OptimConfig, "wandb": WandbConfig}
+
+
+def build_model(recipe: Recipe) -> Any:
+    """The backbone of a recipe, randomly initialised. Raises ConfigError naming the key that is out of range."""
+    node = {k: v for k, v in recipe.model.items() if k not in EXTRA["model"]}
+    return _build("model", node)
+
+
+def build_task(recipe: Recipe, backbone: Any) -> Any:
+    """The objective of a recipe around `backbone`. Raises ConfigError naming the key that is out of range."""
+    return _build("task", recipe.task, backbone=backbone)
+
+
+def _build(section: str, node: Mapping[str, Any], **given: Any) -> Any:
+    try:
+        return schema.build(node, **given)
+    except ConfigError:
+        raise
+    except ValueError as error:  # constructors name the key they refuse
+        message = str(error)
+        raise ConfigError([message if message.startswith(f"{section}.") else f"{section}: {message}"]) from error
+
+
+def subjects(value: str | list[str] | None, key: str) -> set[str] | None:
+    """The subjects of data.include or data.exclude: a list, or a JSON file (a list, or a split by role).
+
+    Of a split, `include` takes the pool/train patients and `exclude` the validation and test patients.
+    Raises ConfigError naming the key and file.
+    """
+    if value is None:
+        return None
+    if isinstance(value, list):
+        return {str(v) for v in value}
+    try:
+        content = json.loads(Path(value).read_text())
+    except FileNotFoundError:
+        raise ConfigError([f"{key}: there is no file '{value}'"]) from None
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError([f"{key}: '{value}' is not readable as JSON ({error})"]) from None
+    roles = ("pool", "train") if key.endswith("include") else ("validation", "test")
+    if isinstance(content, Mapping):
+        chosen = [content[r] for r in roles if isinstance(content.get(r), list)]
+        if not chosen:
+            raise ConfigError([f"{key}: '{value}' names no {' or '.join(roles)} patients"])
+        content = [p for part in chosen for p in part]
+    if not isinstance(content, list):
+        raise ConfigError([f"{key}: '{value}' must hold a list of patients or a split"])
+    return {str(p) for p in content}
