@@ -1,0 +1,68 @@
+"""Which blocks of an image are hidden: drawn per sample, with an exact ratio."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ssl3d.regions import Size3
+from ssl3d.seeding import torch_generators
+
+
+def as_size3(key: str, value: int | Sequence[int]) -> Size3:
+    """One whole number for all axes, or three (D,H,W). Raises ValueError naming `key` unless all are positive."""
+    sizes = (value,) * 3 if isinstance(value, int) else tuple(value)
+    if len(sizes) != 3 or any(n < 1 for n in sizes):
+        raise ValueError(f"{key}={value}: write one positive whole number, or three (D, H, W)")
+    d, h, w = sizes
+    return (d, h, w)
+
+
+class BlockMask:
+    """Hides exactly round(ratio * blocks) of the blocks that tile an image, a different set for each seed.
+
+    `block`: voxels (D,H,W). Where the image is no multiple of the block, the last block of the axis is smaller: the
+    ratio is exact in blocks, and in voxels only when the image is a multiple. At least one block is hidden and one
+    left. Raises ValueError naming `mask_ratio` unless 0 < ratio < 1, and `mask_block` on sizes below 1.
+    """
+
+    def __init__(self, ratio: float, block: int | Sequence[int]) -> None:
+        if not 0.0 < ratio < 1.0:
+            raise ValueError(f"mask_ratio={ratio}: the share of hidden blocks must lie strictly between 0 and 1")
+        self.ratio = float(ratio)
+        self.block = as_size3("mask_block", block)
+
+    def check(self, size: Size3) -> None:
+        """Raise ValueError when a block is larger than an image of `size`, or the image is a single block."""
+        for axis, n, b in zip("DHW", size, self.block):
+            if b > n:
+                raise ValueError(f"mask_block={list(self.block)}: axis {axis} of the patch has only {n} voxels")
+        if math.prod(self.grid(size)) < 2:
+            raise ValueError(f"mask_block={list(self.block)}: a patch of {size} is one block; use smaller blocks")
+
+    def grid(self, size: Size3) -> Size3:
+        """Blocks (D,H,W) that tile an image of `size` voxels."""
+        d, h, w = (-(-n // b) for n, b in zip(size, self.block))
+        return (d, h, w)
+
+    def count(self, size: Size3) -> int:
+        """How many blocks of an image of `size` voxels are hidden."""
+        blocks = math.prod(self.grid(size))
+        return min(max(round(self.ratio * blocks), 1), blocks - 1)
+
+    def draw_blocks(self, seeds: Tensor, size: Size3) -> Tensor:
+        """(B,) seeds -> (B,gD,gH,gW) bool on the CPU, True where the block is hidden."""
+        grid, count = self.grid(size), self.count(size)
+        hidden = torch.zeros((len(seeds), math.prod(grid)), dtype=torch.bool)
+        for row, generator in zip(hidden, torch_generators(seeds, "mask")):
+            row[torch.randperm(len(row), generator=generator)[:count]] = True
+        return hidden.view(len(seeds), *grid)
+
+    def voxels(self, blocks: Tensor, size: Size3) -> Tensor:
+        """(B,gD,gH,gW) -> (B,1,D,H,W): each voxel has the value of its block."""
+        for axis, b in enumerate(self.block, start=1):
+            blocks = blocks.repeat_interleave(b, dim=axis)
+        return blocks[:, None, : size[0], : size[1], : size[2]]
