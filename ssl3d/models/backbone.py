@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ssl3d.regions import Size3
@@ -27,8 +29,8 @@ class Backbone(nn.Module):
     """An encoder (and, where it has one, a decoder) over (B,C,D,H,W) float images.
 
     `in_channels`; `channels` and `strides` per scale, finest first: scale i has `channels[i]` features on a grid
-    of size / strides[i]. `decoder_channels` per scale of `decode`, finest first; empty when there is no decoder.
-    Input sizes must be multiples of `total_stride`.
+    of size / strides[i]. `decoder_channels` per scale of `decode`, finest first; empty when there is no decoder; their
+    strides are `decoder_strides`. Input sizes must be multiples of `total_stride`.
     """
 
     in_channels: int
@@ -41,6 +43,11 @@ class Backbone(nn.Module):
         """The coarsest scale's stride: what input sizes must be multiples of."""
         return self.strides[-1]
 
+    @property
+    def decoder_strides(self) -> tuple[Size3, ...]:
+        """Stride of each scale of `decode`, finest first: the encoder's, unless a family has scales of its own."""
+        return self.strides[: len(self.decoder_channels)]
+
     def encode(self, x: Tensor) -> list[Tensor]:
         """(B,C,D,H,W) -> [(B, channels[i], D/s_i, H/s_i, W/s_i)], finest first."""
         raise NotImplementedError
@@ -50,8 +57,12 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def pool(self, features: Sequence[Tensor]) -> Tensor:
-        """Encoder features -> (B, C): the volume embedding used by contrast, probes and classification."""
-        raise NotImplementedError
+        """Encoder features -> (B, channels[-1]): the volume embedding used by contrast, probes and classification.
+
+        The global average of the coarsest scale, summed in at least float32.
+        """
+        x = features[-1]
+        return x.mean(dim=(2, 3, 4), dtype=torch.promote_types(x.dtype, torch.float32))
 
     def spec(self) -> BackboneSpec:
         """Plain types that rebuild this network: `build_backbone(spec)` has equal parameter names and shapes."""
@@ -69,6 +80,13 @@ class Backbone(nn.Module):
                     f"input size {tuple(size)}: axis {axis} is {n}, not a multiple of the backbone's stride {s}; "
                     f"use {max(s, n // s * s)} or {(n // s + 1) * s}"
                 )
+
+    def check_down_to(self, down_to: int) -> None:
+        """Raise ValueError when `decode` has no scale `down_to`."""
+        if not 0 <= down_to < len(self.decoder_channels):
+            raise ValueError(
+                f"decode: down_to is {down_to}; the decoder has scales 0 to {len(self.decoder_channels) - 1}"
+            )
 
 
 class TokenBackbone(Backbone):
@@ -109,3 +127,15 @@ class TokenBackbone(Backbone):
         self.check_size(size)
         d, h, w = (n // p for n, p in zip(size, self.patch_size))
         return (d, h, w)
+
+
+def build_backbone(spec: BackboneSpec) -> Backbone:
+    """The network a spec describes, freshly initialised. Raises ValueError when its target is no Backbone."""
+    module, _, name = spec.target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name, None) if module else None
+    except ModuleNotFoundError as error:
+        raise ValueError(f"backbone '{spec.target}' cannot be imported ({error}): install what defines it") from None
+    if not (isinstance(found, type) and issubclass(found, Backbone)):
+        raise ValueError(f"backbone '{spec.target}' is not a class derived from ssl3d.models.backbone.Backbone")
+    return found(**spec.kwargs)
