@@ -1,6 +1,6 @@
 """Does the interval cover? Simulated studies with known variance components, and the intervals that were rejected.
 
-    python -m downstream.coverage --studies 4000        the table of docs/statistics.md, as Markdown
+python -m downstream.coverage --studies 4000        the table of docs/statistics.md, as Markdown
 """
 
 from __future__ import annotations

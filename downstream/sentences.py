@@ -1,0 +1,135 @@
+"""What the numbers allow one to say, in words. No sentence claims more than its interval does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from downstream.comparison import BASELINES, MEASURES, METRICS, Metric, Point
+from downstream.statistics import Estimate
+
+CHECKPOINT = "this checkpoint"  # one pre-training run says nothing about the method that made it
+
+
+def decimals_for(found: Estimate, metric: Metric) -> int:
+    """Digits that an estimate deserves: more for a narrow interval, and enough that no bound's sign is rounded away."""
+    half, digits = found.half_width, metric.decimals
+    if half is None:
+        return digits
+    while digits < 5:
+        coarse = half < 2 * 10.0**-digits
+        bounds = [bound for bound in (found.low, found.high) if bound is not None]
+        lost = any(bound != 0 and abs(bound) < 0.5 * 10.0**-digits for bound in bounds)
+        if not (coarse and digits < metric.decimals + 1) and not (found.sign() and lost):
+            break
+        digits += 1
+    return digits
+
+
+def number(value: float, digits: int, signed: bool = False) -> str:
+    """A fixed-point number; never "-0.00"."""
+    rounded = round(value, digits) + 0.0
+    text = f"{rounded:+.{digits}f}" if signed else f"{rounded:.{digits}f}"
+    return text if rounded != 0 or not signed else f"{0:.{digits}f}"
+
+
+def interval(found: Estimate, digits: int) -> str:
+    """ "-0.01 to 0.07", or why there is none."""
+    if found.low is None or found.high is None:
+        return f"no interval ({found.reason})"
+    return f"{number(found.low, digits)} to {number(found.high, digits)}"
+
+
+def baseline_in_words(point: Point) -> str:
+    """ "scratch", or "a random encoder" for a probe."""
+    return BASELINES.get(point.measure, point.baseline)
+
+
+def patients_in_words(n: int) -> str:
+    return f"{n} labelled patient{'' if n == 1 else 's'}"
+
+
+def level_in_words(found: Estimate) -> str:
+    return f"{100 * found.level:.4g} % interval"
+
+
+def verdict_in_words(point: Point) -> str:
+    """ "better than scratch", "worse than scratch", "not distinguishable from scratch", or that nothing can be said."""
+    verdict, other = point.verdict(), baseline_in_words(point)
+    if verdict == "no interval":
+        return f"whether it differs from {other} cannot be said"
+    return f"not distinguishable from {other}" if verdict == "not distinguishable" else f"{verdict} than {other}"
+
+
+def sentence(point: Point) -> str:
+    """ "at 4 labelled patients: +0.03 Dice, 95 % interval -0.01 to 0.07: not distinguishable from scratch".
+
+    Raises ValueError for a point without a baseline.
+    """
+    found, metric = point.difference, METRICS[point.metric]
+    if found is None:
+        raise ValueError(f"the arm '{point.arm}' has no baseline at {patients_in_words(point.n_labelled)}")
+    start = f"at {patients_in_words(point.n_labelled)}: "
+    if math.isnan(found.mean):
+        return f"{start}no difference can be given ({found.reason})"
+    digits = decimals_for(found, metric)
+    start += f"{number(found.mean, digits, signed=True)} {metric.unit}, "
+    if found.low is None:
+        return f"{start}no interval ({found.reason}): {verdict_in_words(point)}"
+    return f"{start}{level_in_words(found)} {interval(found, digits)}: {verdict_in_words(point)}"
+
+
+def loss(found: Estimate) -> str | None:
+    """What was left out for missing cells, or None."""
+    parts = []
+    if found.dropped_replicates:
+        parts.append(f"{found.dropped_replicates} training seed{'' if found.dropped_replicates == 1 else 's'}")
+    if found.dropped_patients:
+        parts.append(f"{found.dropped_patients} test patient{'' if found.dropped_patients == 1 else 's'}")
+    return f"{' and '.join(parts)} left out, because cells are missing" if parts else None
+
+
+def summary(points: Sequence[Point]) -> str:
+    """One arm and measure over all its numbers of labelled patients: the main conclusion, nulls said as plainly."""
+    if not points:
+        raise ValueError("there is no comparison to summarise")
+    first, other = points[0], baseline_in_words(points[0])
+    measure = MEASURES.get(first.measure, first.measure)
+    words = {
+        "better": f"better than {other}",
+        "worse": f"worse than {other}",
+        "not distinguishable": f"not distinguishable from {other}",
+    }
+    found = {verdict: [p.n_labelled for p in points if p.verdict() == verdict] for verdict in words}
+    parts = [f"{words[verdict]} {_where(amounts)}" for verdict, amounts in found.items() if amounts]
+    unknown = [p for p in points if p.verdict() == "no interval"]
+    if not parts:
+        reason = unknown[0].difference.reason if unknown[0].difference else "no baseline"
+        return f"{measure}: whether {CHECKPOINT} ({first.arm}) differs from {other} cannot be said ({reason})."
+    text = f"{measure}: {CHECKPOINT} ({first.arm}) is {join(parts)}."
+    return text + (f" Nothing can be said {_where([p.n_labelled for p in unknown])}." if unknown else "")
+
+
+def joint_statement(points: Sequence[Point]) -> str | None:
+    """What still holds when all points of an arm are judged together (Bonferroni); None for a single point."""
+    judged = [p for p in points if p.joint is not None and p.joint.low is not None]
+    if len(judged) < 2:
+        return None
+    other = baseline_in_words(points[0])
+    better = [p.n_labelled for p in judged if p.verdict(joint=True) == "better"]
+    worse = [p.n_labelled for p in judged if p.verdict(joint=True) == "worse"]
+    start = f"Judged together ({len(judged)} comparisons, Bonferroni), "
+    if not better and not worse:
+        return start + f"no difference from {other} remains."
+    found = {"better": better, "worse": worse}
+    parts = [f"{word} than {other} {_where(amounts)}" for word, amounts in found.items() if amounts]
+    return start + f"{CHECKPOINT} remains {join(parts)}."
+
+
+def join(parts: Sequence[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _where(amounts: Sequence[int]) -> str:
+    return f"at {join([str(n) for n in amounts])} labelled patient{'' if list(amounts) == [1] else 's'}"
