@@ -1,0 +1,169 @@
+"""Checkpoints of a run: written whole or not at all, plain types and tensors only, and what is loaded from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl3d import config
+from ssl3d.models.backbone import Backbone, BackboneSpec, build_backbone
+from ssl3d.tasks.task import Objective
+
+FORMAT = 1
+FOLDER, LAST, PREVIOUS = "checkpoints", "last.pt", "previous.pt"
+
+
+def save(run: Path, content: Mapping[str, Any]) -> Path:
+    """Write `content` as the run's last checkpoint; the one before is kept. A kill at any moment leaves one whole.
+
+    Raises OSError when the disk is full; the checkpoints already there are untouched.
+    """
+    folder = run / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / (LAST + ".part")
+    try:
+        with part.open("wb") as file:
+            torch.save({"format": FORMAT, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+    if (folder / LAST).exists():
+        (folder / LAST).replace(folder / PREVIOUS)
+    part.replace(folder / LAST)
+    return folder / LAST
+
+
+def latest(run: Path) -> tuple[dict[str, Any] | None, str | None]:
+    """The newest whole checkpoint of a run and, if the last one was damaged or missing, a sentence that says so.
+
+    Raises ValueError when checkpoints exist but none can be read.
+    """
+    folder = run / FOLDER
+    damaged = []
+    for name in (LAST, PREVIOUS):
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            content = read(path)
+        except ValueError as error:
+            damaged.append(str(error))
+            continue
+        note = f"{damaged[0]}; going on from {name} at step {content['step']}" if damaged else None
+        return content, note
+    if damaged:
+        raise ValueError(f"{damaged[0]}, and {run} holds no other checkpoint: start again in another run.dir")
+    return None, None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A checkpoint file as plain types and CPU tensors. Raises ValueError with one sentence naming the file."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(f"{path} needs pickle, which may run code: only plain weight files are read") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{path} is damaged or no checkpoint ({reason})") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT or "backbone_spec" not in content:
+        raise ValueError(f"{path} is not a checkpoint of ssl3d (format {FORMAT})")
+    return content
+
+
+def open_run(run_or_file: str | Path) -> dict[str, Any]:
+    """The checkpoint of a run directory ('last') or of a file. Raises FileNotFoundError or ValueError naming it."""
+    path = Path(run_or_file)
+    if path.is_dir():
+        content, _ = latest(path)
+        if content is None:
+            raise FileNotFoundError(f"{run_or_file} holds no checkpoint: is it a run directory that has been trained?")
+        return content
+    if not path.exists():
+        raise FileNotFoundError(f"there is no run or weights file '{run_or_file}'")
+    return read(path)
+
+
+def exported_prefix(objective: Objective) -> str:
+    """Where in the objective's state the exported backbone lies ("backbone.", "teacher.", ...)."""
+    names = [name for name, module in objective.named_modules() if module is objective.backbone]
+    if not names:
+        raise ValueError(f"{type(objective).__name__}.backbone is not one of its modules: it would not be saved")
+    return f"{names[0]}." if names[0] else ""
+
+
+def spec_to_dict(spec: BackboneSpec) -> dict[str, Any]:
+    return config.schema.plain(dataclasses.asdict(spec))
+
+
+def backbone_state(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The exported weights of a checkpoint: the moving average where the run keeps one."""
+    state = content["average"] or content["model"]
+    prefix = content["exported"]
+    return {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+
+
+def load_backbone(run_or_file: str | Path) -> Backbone:
+    """The trained backbone of a run or checkpoint file, on the CPU, in eval mode.
+
+    Raises FileNotFoundError, ValueError naming the file.
+    """
+    content = open_run(run_or_file)
+    backbone = build_backbone(BackboneSpec(**content["backbone_spec"]))
+    backbone.load_state_dict(backbone_state(content))
+    return backbone.eval()
+
+
+def load_objective(run_or_file: str | Path) -> Objective:
+    """The whole trained objective (heads included), on the CPU, in eval mode. Raises as `load_backbone`."""
+    content = open_run(run_or_file)
+    recipe = config.load(content["recipe"])
+    objective = config.build_task(recipe, config.build_model(recipe))
+    objective.load_state_dict(content["average"] or content["model"])
+    return objective.eval()
+
+
+def initialise(backbone: Backbone, init: str, part: str) -> list[str]:
+    """Fill `backbone` from a run or checkpoint file; `part` 'all' or 'encoder'. Returns the names that were filled.
+
+    Raises ValueError naming the first tensor that is missing or of another shape, FileNotFoundError.
+    """
+    source = backbone_state(open_run(init))
+    target = backbone.state_dict()
+    wanted = set(target) if part == "all" else backbone.encoder_parameter_names()
+    for name in sorted(wanted):
+        if name not in source:
+            raise ValueError(f"model.init: {init} has no tensor '{name}' that this model needs")
+        if source[name].shape != target[name].shape:
+            raise ValueError(
+                f"model.init: '{name}' is {tuple(source[name].shape)} in {init} and {tuple(target[name].shape)} here"
+            )
+        if not torch.isfinite(source[name]).all():
+            raise ValueError(f"model.init: '{name}' in {init} holds NaN or Inf")
+    backbone.load_state_dict({name: source[name] for name in wanted}, strict=False)
+    return sorted(wanted)
+
+
+def trained_decoder(objective: Objective) -> bool:
+    """Whether the objective trains the backbone's decoder (an export reports it 'fresh' otherwise)."""
+    return objective.needs_decoder and bool(objective.backbone.decoder_channels)
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    """A module's state on the CPU; tensors that share memory go on sharing it."""
+    seen: dict[int, Tensor] = {}
+    state = {}
+    for name, value in module.state_dict().items():
+        key = value.data_ptr() if value.numel() else id(value)
+        if key not in seen or seen[key].shape != value.shape:
+            seen[key] = value.detach().to("cpu")
+        state[name] = seen[key]
+    return state

@@ -1,0 +1,274 @@
+"""The ssl3d command: verbs -> functions; nothing else. Exit 0 done, 1 failed, 2 bad usage."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import NoReturn
+
+from ssl3d import __version__
+
+ROOT = Path(__file__).resolve().parent.parent  # ssl3d, preprocessing, downstream and recipes lie side by side
+
+
+class UsageError(Exception):
+    """What was typed is wrong; the message is one sentence."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence instead of printing the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} ({self.prog} --help)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; a user's mistake ends in one plain sentence on stderr, `--debug` shows the traceback."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    try:
+        options = _parse([a for a in arguments if a != "--debug"])
+        return options.function(options) or 0
+    except KeyboardInterrupt:
+        return _fail("stopped by Ctrl-C; the same command goes on where it can", 1, debug)
+    except Exception as error:  # noqa: BLE001 - the one place where errors become sentences and exit codes
+        return _explain(error, debug)
+
+
+def _explain(error: Exception, debug: bool) -> int:
+    if isinstance(error, UsageError):
+        return _fail(str(error), 2, debug)
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return _fail(f"{error.filename}: {error.strerror}", 1, debug)
+    if type(error).__name__ == "ConfigError":
+        return _fail(str(error), 2, debug)
+    if isinstance(error, (ValueError, OSError)) or type(error).__name__ == "TrainingStopped":
+        return _fail(str(error), 1, debug)
+    traceback.print_exc()
+    return _fail(f"this is a fault in ssl3d {__version__}, not in what you typed: please report it", 1, False)
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    for line in message.splitlines() or ["failed"]:
+        sys.stderr.write(f"ssl3d: {line}\n")
+    return code
+
+
+def _ours(name: str) -> ModuleType:
+    """Import preprocessing or downstream, and refuse a namesake of the user's that hides it."""
+    module = importlib.import_module(name)
+    found = Path(module.__file__ or "").resolve().parent.parent
+    if found != ROOT:
+        raise UsageError(f"another '{name}' in {found} hides the one of ssl3d: rename it, or run from another folder")
+    return module
+
+
+def _convert(o: argparse.Namespace) -> int:
+    report = _ours("preprocessing").convert(
+        o.paths[:-1],
+        o.paths[-1],
+        spacing=o.spacing,
+        modality=o.modality,
+        labels=o.labels,
+        targets=o.targets,
+        subject_key=o.subject_key,
+        workers=o.workers,
+        scheduler=o.scheduler,
+        dry_run=o.dry_run,
+    )
+    return report.exit_code
+
+
+def _inspect(o: argparse.Namespace) -> int:
+    sys.stdout.write(_ours("preprocessing").inspect(o.store, html=o.html).rstrip() + "\n")
+    return 0
+
+
+def _train(o: argparse.Namespace) -> int:
+    from ssl3d.config import load
+
+    recipe = load(o.recipe, o.overrides)
+    from ssl3d.train import train
+
+    sys.stdout.write(f"{train(recipe)}\n")
+    return 0
+
+
+def _check(o: argparse.Namespace) -> int:
+    from ssl3d.check import check
+
+    sys.stdout.write(check(o.recipe, o.overrides) + "\n")
+    return 0
+
+
+def _recipes(o: argparse.Namespace) -> int:
+    from ssl3d import config
+
+    if o.name:
+        sys.stdout.write(config.find(o.name).read_text(encoding="utf-8"))
+        return 0
+    for name in config.names():
+        first = config.find(name).read_text(encoding="utf-8").splitlines()[0]
+        about = first.partition(" - ")[2] if first.startswith("#") else ""
+        sys.stdout.write(f"{name:32} {about}".rstrip() + "\n")
+    return 0
+
+
+def _copy(o: argparse.Namespace) -> int:
+    from ssl3d import config
+
+    source, target = config.find(o.name), Path(o.file)
+    if target.exists():
+        raise UsageError(f"'{o.file}' exists already: choose another name")
+    shutil.copyfile(source, target)
+    return 0
+
+
+def _export(o: argparse.Namespace) -> int:
+    from ssl3d.export import export
+
+    report = export(
+        Path(o.run),
+        o.to,
+        Path(o.out),
+        plans=o.plans and Path(o.plans),
+        dataset_json=o.dataset_json and Path(o.dataset_json),
+        in_channels=o.in_channels,
+        strict=o.strict,
+    )
+    sys.stdout.write(report.text().rstrip() + "\n")
+    return 0
+
+
+def _evaluate(o: argparse.Namespace) -> int:
+    overrides = [r for r in o.runs if "=" in r and not Path(r).exists()]
+    runs = [r for r in o.runs if r not in overrides]
+    report = _ours("downstream").evaluate(runs, o.suite, o.out, overrides)
+    sys.stdout.write(f"{report}\n")
+    return 0
+
+
+def _report(o: argparse.Namespace) -> int:
+    for path in _ours("downstream").redraw([Path(d) for d in o.dirs]):
+        sys.stdout.write(f"{path}\n")
+    return 0
+
+
+def _quickstart(o: argparse.Namespace) -> int:
+    _ours("downstream").quickstart(Path(o.out), None if o.data is None else Path(o.data))
+    return 0
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    verbs = _verbs()
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in verbs:
+        from difflib import get_close_matches
+
+        close = get_close_matches(arguments[0], verbs, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(verbs)}"
+        raise UsageError(f"there is no verb '{arguments[0]}'; {hint}")
+    parser = _Parser(prog="ssl3d", description="Self-supervised pre-training for 3D medical images.")
+    parser.add_argument("--version", action="version", version=f"ssl3d {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    children = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
+    for name, (function, about, example, add) in verbs.items():
+        child = children.add_parser(
+            name,
+            help=about,
+            description=about[0].upper() + about[1:] + ".",
+            epilog=f"example: {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        add(child.add_argument)
+        child.set_defaults(function=function)
+    options, rest = parser.parse_known_args(arguments)
+    if rest:  # key=value after a flag: argparse does not take positionals in two places
+        overrides = options.overrides if hasattr(options, "overrides") else getattr(options, "runs", None)
+        unknown = [r for r in rest if r.startswith("-") or "=" not in r]
+        if unknown or overrides is None:
+            raise UsageError(f"unknown argument '{(unknown or rest)[0]}' (ssl3d {options.verb} --help)")
+        overrides.extend(rest)
+    if options.verb == "convert" and len(options.paths) < 2:
+        raise UsageError("convert needs at least one SOURCE and the STORE to write (ssl3d convert --help)")
+    return options
+
+
+Add = Callable[..., argparse.Action]
+
+
+def _verbs() -> dict[str, tuple[Callable[[argparse.Namespace], int], str, str, Callable[[Add], None]]]:
+    """{verb: (function, what it does, example, its arguments)}."""
+
+    def convert(add: Add) -> None:
+        add("paths", nargs="+", metavar="SOURCE... STORE", help="files or folders to read; the store to write")
+        add("--spacing", default="iso1", help="iso1 (1 mm) | median | keep | z,y,x in mm (default iso1)")
+        add("--modality", default="auto", choices=("auto", "ct", "mr", "pet", "other"))
+        add("--labels", metavar="DIR", help="label files of the same names as the images")
+        add("--targets", metavar="CSV", help="volume targets: a subject or file column, further columns numbers")
+        add("--subject-key", metavar="FILE", help="key that subjects of clinical data are hashed with")
+        add("--workers", type=int, metavar="N", help="processes (default: all cores)")
+        add("--scheduler", metavar="URL", help="a dask scheduler, tcp://host:port")
+        add("--dry-run", action="store_true", help="say what would be made of what, write nothing")
+
+    def inspect(add: Add) -> None:
+        add("store", metavar="STORE")
+        add("--html", metavar="FILE", help="write a page with a montage")
+
+    def recipe(add: Add) -> None:
+        add("recipe", metavar="RECIPE", help="a name (ssl3d recipes) or a YAML file")
+        add("overrides", nargs="*", metavar="key=value", default=[])
+
+    def recipes(add: Add) -> None:
+        add("name", nargs="?", metavar="NAME", help="print this recipe")
+
+    def copy(add: Add) -> None:
+        add("name", metavar="NAME")
+        add("file", metavar="FILE")
+
+    def export(add: Add) -> None:
+        add("run", metavar="RUN|FILE")
+        add("--to", required=True, metavar="TARGET", help="nnunet | nnssl | monai | safetensors")
+        add("--out", required=True, metavar="DIR")
+        add("--plans", metavar="FILE", help="your nnU-Net plans: the new configuration is added to it")
+        add("--dataset-json", metavar="FILE", help="your nnU-Net dataset.json: says how many channels")
+        add("--in-channels", type=int, metavar="N")
+        add("--strict", action="store_true", help="refuse anything that is not copied bit by bit")
+
+    def evaluate(add: Add) -> None:
+        add("runs", nargs="+", metavar="RUN|FILE|key=value", default=[])
+        add("--suite", required=True, metavar="FILE|NAME")
+        add("--out", required=True, metavar="DIR")
+
+    def report(add: Add) -> None:
+        add("dirs", nargs="+", metavar="DIR", help="evaluations or runs")
+
+    def quickstart(add: Add) -> None:
+        add("--out", default="runs/quickstart", metavar="DIR")
+        add("--data", metavar="DIR", help="a labelled MSD folder in place of the synthetic anatomy")
+
+    return {
+        "convert": (_convert, "turn raw scans into a store", "ssl3d convert /data/scans /data/my.zarr", convert),
+        "inspect": (_inspect, "say what a store holds", "ssl3d inspect my.zarr --html my.html", inspect),
+        "train": (_train, "pre-train a recipe; resumes", "ssl3d train mae_resenc_l data.store=my.zarr", recipe),
+        "check": (_check, "complete and build a recipe without data", "ssl3d check mae_resenc_l", recipe),
+        "recipes": (_recipes, "list the recipes, or print one", "ssl3d recipes mae_resenc_l", recipes),
+        "copy": (_copy, "copy a recipe to edit it", "ssl3d copy mae_resenc_l mine.yaml", copy),
+        "export": (_export, "export weights", "ssl3d export runs/mae --to nnunet --out weights", export),
+        "evaluate": (
+            _evaluate,
+            "score runs by how few labels they need, against scratch",
+            "ssl3d evaluate runs/mae --suite hippocampus --out eval store=my.zarr",
+            evaluate,
+        ),
+        "report": (_report, "redraw or compare evaluations and runs", "ssl3d report eval", report),
+        "quickstart": (_quickstart, "the whole chain on synthetic anatomy, minutes on a CPU",
+                       "ssl3d quickstart --out runs/quickstart", quickstart),
+    }  # fmt: skip

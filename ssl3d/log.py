@@ -1,0 +1,157 @@
+"""What a run tells: metrics.jsonl, previews, wandb. All but `time/*` is the same when a run is repeated."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssl3d.config import Recipe
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricLog:
+    """Means of logged scalars since the last line, and the lines themselves.
+
+    Sums stay on the device in float64 (float32 where it has none), so that logging waits for nothing between lines.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, scalars: Mapping[str, Tensor]) -> None:
+        """Take the scalar entries of an objective's output (one micro-batch)."""
+        for name, value in scalars.items():
+            if value.numel() != 1:
+                continue
+            value = value.detach().reshape(())
+            value = value.float() if value.device.type == "mps" else value.double()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def means(self) -> dict[str, float]:
+        """The means since the last call, which start anew."""
+        values = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+        self.sums, self.counts = {}, {}
+        return values
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append one line."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def state(self) -> dict[str, Any]:
+        return {"sums": {k: float(v) for k, v in self.sums.items()}, "counts": dict(self.counts)}
+
+    def resume(self, state: Mapping[str, Any], step: int, device: torch.device) -> None:
+        """Go on from a checkpoint: its sums, and no line later than its step."""
+        self.sums = {k: torch.tensor(v, dtype=torch.float64, device=device) for k, v in state["sums"].items()}
+        self.counts = dict(state["counts"])
+        kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+        part = self.path.with_suffix(".part")
+        part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        part.replace(self.path)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
+    lines = []
+    if path.exists():
+        for text in path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                break
+    return lines
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def save_preview(folder: Path, step: int, outputs: Mapping[str, Tensor]) -> Path | None:
+    """Save an objective's `preview/<name>` pictures (N,H,W) in [0,1]: a row a sample, a titled column a name.
+
+    Returns the PNG, None when the objective draws nothing.
+    """
+    names = [name for name in outputs if name.startswith("preview/")]
+    if not names:
+        return None
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = [outputs[name].detach().float().cpu().numpy() for name in names]
+    rows = min(4, *(len(c) for c in columns))
+    figure = Figure(figsize=(2.2 * len(columns), 2.2 * rows + 0.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = np.atleast_2d(figure.subplots(rows, len(columns), squeeze=False))
+    for j, (name, pictures) in enumerate(zip(names, columns)):
+        axes[0, j].set_title(name.removeprefix("preview/"), fontsize=9)
+        for i in range(rows):
+            axes[i, j].imshow(pictures[i], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes[i, j].set_axis_off()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step_{step:08d}.png"
+    part = path.with_suffix(".part")
+    figure.savefig(part, dpi=110, format="png")
+    part.replace(path)
+    return path
+
+
+def wandb_mode(recipe: Recipe) -> str:
+    """`auto` means online under a sweep agent, else disabled."""
+    if recipe.wandb.mode != "auto":
+        return recipe.wandb.mode
+    return "online" if os.environ.get("WANDB_SWEEP_ID") else "disabled"
+
+
+class Wandb:
+    """A wandb run, continued under the same id when the run directory is; does nothing when disabled."""
+
+    def __init__(self, recipe: Recipe, folder: Path, first_rank: bool) -> None:
+        self.run: Any = None
+        mode = wandb_mode(recipe)
+        if mode == "disabled" or not first_rank:
+            return
+        import wandb
+
+        id_file = folder / "wandb_id.txt"
+        run_id = id_file.read_text().strip() if id_file.exists() else os.environ.get("WANDB_RUN_ID")
+        self.run = wandb.init(
+            project=recipe.wandb.project,
+            group=recipe.wandb.group,
+            tags=recipe.wandb.tags,
+            name=folder.name,
+            id=run_id,
+            resume="allow",
+            mode=mode,  # type: ignore[arg-type]
+            dir=str(folder),
+            config=recipe.to_dict(),
+        )
+        id_file.write_text(self.run.id + "\n")
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        if self.run is not None:
+            self.run.log({k: v for k, v in line.items() if k != "step"}, step=int(line["step"]))
+
+    def picture(self, path: Path, step: int) -> None:
+        if self.run is not None:
+            import wandb
+
+            self.run.log({"preview": wandb.Image(str(path))}, step=step)
+
+    def finish(self, failed: bool) -> None:
+        if self.run is not None:
+            self.run.finish(exit_code=1 if failed else 0)

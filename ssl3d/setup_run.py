@@ -1,0 +1,206 @@
+"""What stands around a run before and beside the loop: its folder and lock, devices, data and first files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from filelock import FileLock, Timeout
+from lightning_fabric import Fabric
+from omegaconf import OmegaConf
+
+from ssl3d import config
+from ssl3d.config import ConfigError, Recipe
+from ssl3d.data.loader import RegionLoader
+from ssl3d.data.normalise import describe as describe_normalisation
+from ssl3d.data.sampling import SamplingPlan, split_holdout
+from ssl3d.data.store import Store, open_store
+from ssl3d.environment import environment
+from ssl3d.log import write_json
+from ssl3d.seeding import mix
+from ssl3d.tasks.task import Objective
+
+SEEN_FILE = "seen.parquet"
+# Keys that may differ when a run is resumed: they change neither the samples nor the weights.
+MAY_CHANGE = (
+    "run.dir", "run.devices", "run.compile", "run.log_every", "run.checkpoint_every", "run.preview_every",
+    "run.holdout_every", "data.store", "data.workers", "wandb", "model.init", "data.include", "data.exclude",
+)  # fmt: skip
+
+
+def due(step: int, every: int) -> bool:
+    """Whether something done every `every` steps (0: never) is due after step `step`."""
+    return every > 0 and step % every == 0
+
+
+def run_folder(recipe: Recipe) -> Path:
+    """run.dir; below a wandb sweep agent <run.dir>/<sweep>/<run id>, so that its runs do not meet."""
+    folder = Path(recipe.run.dir)
+    sweep, run_id = os.environ.get("WANDB_SWEEP_ID"), os.environ.get("WANDB_RUN_ID")
+    return folder / sweep / run_id if sweep and run_id else folder
+
+
+@contextmanager
+def claim(folder: Path, first_rank: bool) -> Iterator[None]:
+    """Hold the run directory; raises ConfigError when another process trains in it or it cannot be made."""
+    if not first_rank:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError([f"run.dir: another process is training in '{folder}'; choose another run.dir"]) from None
+    except OSError as error:
+        raise ConfigError([f"run.dir: '{folder}' cannot be made or written ({error.strerror})"]) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def refuse_other_recipe(folder: Path, before: Mapping[str, Any], recipe: Recipe) -> None:
+    """A directory is resumed by the recipe that started it. Raises ConfigError naming the first key that differs."""
+
+    def flat(node: Any, key: str = "") -> dict[str, Any]:
+        if isinstance(node, Mapping):
+            return {k: v for name, sub in node.items() for k, v in flat(sub, config.join(key, str(name))).items()}
+        return {key: node}
+
+    old, new = flat(before), flat(recipe.to_dict())
+    for key in sorted(set(old) | set(new)):
+        if old.get(key) != new.get(key) and not any(key == k or key.startswith(f"{k}.") for k in MAY_CHANGE):
+            raise ConfigError(
+                [f"{key} is {new.get(key)!r}, but the run in '{folder}' was started with {old.get(key)!r}: "
+                 "choose another run.dir, or the old value to resume"]
+            )  # fmt: skip
+
+
+def make_fabric(recipe: Recipe) -> Fabric:
+    """Fabric on the GPUs there are, else on the CPU; DDP as soon as there is more than one device."""
+    on_gpu = torch.cuda.is_available()
+    devices = recipe.run.devices
+    if on_gpu and isinstance(devices, int) and devices > torch.cuda.device_count():
+        raise ConfigError([f"run.devices is {devices}, but this machine has {torch.cuda.device_count()} GPU(s)"])
+    count = devices if isinstance(devices, int) else (torch.cuda.device_count() if on_gpu else 1)
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if on_gpu and torch.__version__.startswith("2.9."):
+        warnings.warn("torch 2.9 has a slow conv3d under AMP: use 2.8 or 2.10 and later", stacklevel=2)
+    with warnings.catch_warnings():  # hints about SLURM's srun and CPU counts are for interactive use
+        warnings.filterwarnings("ignore", module="lightning_fabric")
+        fabric = Fabric(
+            accelerator="cuda" if on_gpu else "cpu",
+            devices=count,
+            num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", os.environ.get("SLURM_NNODES", "1"))) if launched else 1,
+            strategy="ddp" if count > 1 or launched else "auto",
+            precision=recipe.run.precision,
+        )
+        fabric.launch()
+    return fabric
+
+
+def compile_backbone(objective: Objective, recipe: Recipe, device: torch.device) -> None:
+    """Compile the backbone's passes, never the task; `auto` compiles on a GPU only."""
+    wanted = recipe.run.compile
+    if wanted is False or (wanted == "auto" and device.type != "cuda"):
+        return
+    backbone = objective.backbone
+    for name in ("encode", "decode", "blocks"):
+        if hasattr(backbone, name):
+            setattr(backbone, name, torch.compile(getattr(backbone, name), dynamic=False))
+
+
+def open_stores(recipe: Recipe) -> list[Store]:
+    """The stores of data.store. Raises FileNotFoundError naming the path."""
+    paths = recipe.data.store if isinstance(recipe.data.store, list) else [recipe.data.store]
+    weights = recipe.data.weights
+    if weights is not None and len(weights) != len(paths):
+        raise ConfigError([f"data.weights has {len(weights)} values for {len(paths)} store(s) in data.store"])
+    return [open_store(path) for path in paths]
+
+
+@dataclass
+class RunData:
+    """The data of a run: which samples train it, which are held out, and what is remembered of them."""
+
+    recipe: Recipe
+    plan: SamplingPlan
+    holdout: SamplingPlan | None
+    seen: pd.DataFrame
+    seen_digest: str
+    normalisation: dict[str, Any]
+    median_spacing: list[float]
+
+    @classmethod
+    def build(cls, recipe: Recipe, stores: list[Store], objective: Objective) -> RunData:
+        """Plans over the stores, less the excluded and held-out subjects. Raises ConfigError when nothing is left."""
+        data, spec = recipe.data, objective.region
+        include = config.subjects(data.include, "data.include")
+        exclude = config.subjects(data.exclude, "data.exclude") or set()
+        common: dict[str, Any] = {"weights": data.weights, "few_slices": data.few_slices}
+        held_out = split_holdout(stores, data.holdout, recipe.run.seed) - exclude if data.holdout else set()
+        held_out = held_out if include is None else held_out & include
+        plan = SamplingPlan(stores, spec, recipe.run.seed, include=include, exclude=exclude | held_out, **common)
+        holdout = None
+        if held_out:
+            seed = mix(recipe.run.seed, "holdout")
+            holdout = SamplingPlan(stores, spec, seed, include=held_out, exclude=exclude, **common)
+        rows = [stores[s].index.iloc[plan.rows(s)] for s in range(len(stores))]
+        table = pd.concat(rows, ignore_index=True)
+        seen = table[["fingerprint", "perceptual_hash", "subject"]].drop_duplicates().sort_values("fingerprint")
+        digest = hashlib.blake2b("\n".join(seen["fingerprint"]).encode(), digest_size=16).hexdigest()
+        spacing = np.median(np.stack([np.asarray(s, dtype=float) for s in table["spacing"]]), axis=0)
+        numbers = describe_normalisation(stores, data.normalise)
+        return cls(recipe, plan, holdout, seen, digest, numbers, [float(v) for v in spacing])
+
+    def loader(self, fabric: Fabric, start_step: int) -> RegionLoader:
+        """Micro-batches of this rank from optimiser step `start_step` on."""
+        data, run = self.recipe.data, self.recipe.run
+        return RegionLoader(
+            self.plan,
+            data.batch_size,
+            workers=data.workers,
+            rank=fabric.global_rank,
+            world_size=fabric.world_size,
+            accumulate=run.accumulate,
+            channels=data.channels,
+            normalise=data.normalise,
+            start_step=start_step,
+            pin=fabric.device.type == "cuda",
+        )
+
+    def reader(self, plan: SamplingPlan) -> RegionLoader:
+        """Reads single batches in this thread: previews, held-out subjects."""
+        group = plan.spec.group
+        data = self.recipe.data
+        return RegionLoader(plan, group, workers=0, channels=data.channels, normalise=data.normalise)
+
+    def describe_samples(self, step: int, most: int = 8) -> str:
+        """Volumes and positions of the samples of a step, for an error message."""
+        size = self.recipe.data.batch_size
+        words = []
+        for index in range(step * size, (step + 1) * size)[:most]:
+            sample = self.plan.sample(index)
+            volume = self.plan.stores[sample.store].index["id"].iloc[sample.row]
+            words.append(f"{volume}@{'/'.join(str(int(v)) for v in sample.start)}")
+        return ", ".join(words) + (f" and {size - most} more" if size > most else "")
+
+
+def write_start(folder: Path, recipe: Recipe, data: RunData, fabric: Fabric) -> None:
+    """recipe.yaml, environment.json, seen.parquet and normalisation.json, before the first step."""
+    (folder / "recipe.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(recipe.to_dict())), encoding="utf-8")
+    write_json(folder / "environment.json", {**environment(), "world_size": fabric.world_size})
+    write_json(folder / "normalisation.json", data.normalisation)
+    part = folder / (SEEN_FILE + ".part")
+    data.seen.to_parquet(part, index=False)
+    part.replace(folder / SEEN_FILE)

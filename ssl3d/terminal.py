@@ -1,0 +1,67 @@
+"""Words and progress on the terminal: rich where a person looks, plain unwrapped lines in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LINE_SECONDS = 60.0  # off a terminal, at most one progress line in this time
+
+
+def say(text: str, error: bool = False) -> None:
+    """One line for the user, never wrapped or styled."""
+    stream = sys.stderr if error else sys.stdout
+    stream.write(text + "\n")
+    stream.flush()
+
+
+class Meter(Protocol):
+    """What `progress` hands out."""
+
+    def update(self, done: int, note: str = "") -> None:
+        """`done` of the total; `note` is shown at the end of the line."""
+
+
+class _Bar:
+    def __init__(self, bar: Progress, task: int) -> None:
+        self.bar, self.task = bar, task
+
+    def update(self, done: int, note: str = "") -> None:
+        self.bar.update(self.task, completed=done, note=note)  # type: ignore[arg-type]
+
+
+class _Lines:
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total, self.last = what, total, time.monotonic()
+
+    def update(self, done: int, note: str = "") -> None:
+        now = time.monotonic()
+        if now - self.last >= LINE_SECONDS or done == self.total:
+            self.last = now
+            say(f"{self.what}: {done} of {self.total} {note}".rstrip())
+
+
+class _Silent:
+    def update(self, done: int, note: str = "") -> None:
+        """Nothing: another rank or a worker shows the progress."""
+
+
+@contextmanager
+def progress(what: str, total: int, show: bool = True) -> Iterator[Meter]:
+    """A progress bar on a terminal, one line a minute elsewhere, nothing when not `show`."""
+    if not show:
+        yield _Silent()
+    elif not sys.stdout.isatty():
+        yield _Lines(what, total)
+    else:
+        columns = (
+            TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("<"),
+            TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+        )  # fmt: skip
+        with Progress(*columns) as bar:
+            yield _Bar(bar, bar.add_task(what, total=total, note=""))

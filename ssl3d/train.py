@@ -1,0 +1,339 @@
+"""train(recipe): the loop. It knows no method by name; every method is trained, and compared, under this one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from ssl3d import checkpoint, config, optim, setup_run
+from ssl3d.config import ConfigError, Recipe
+from ssl3d.log import METRICS_FILE, MetricLog, Wandb, save_preview
+from ssl3d.regions import RegionBatch
+from ssl3d.seeding import mix
+from ssl3d.setup_run import RunData
+from ssl3d.tasks.task import Objective
+from ssl3d.terminal import progress, say
+
+HOLDOUT_BATCHES = 4
+PREVIEW_SAMPLES = 4
+
+
+class TrainingStopped(RuntimeError):
+    """Training cannot go on; the message is one sentence for the user."""
+
+
+class _Parcel:
+    """A batch on its way through Fabric and DDP, which would else convert its float64 affines to float32."""
+
+    def __init__(self, batch: RegionBatch) -> None:
+        self.batch = batch
+
+
+class _Trained(nn.Module):
+    """What Fabric wraps: unpacks the batch and calls the objective."""
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, parcel: _Parcel) -> dict[str, Tensor]:
+        return self.objective(parcel.batch)
+
+
+@dataclass
+class Training:
+    """Everything a run holds while it trains."""
+
+    recipe: Recipe
+    fabric: Fabric
+    folder: Path
+    data: RunData
+    objective: Objective
+    module: Any
+    optimizer: Any
+    average: optim.WeightAverage | None
+    metrics: MetricLog
+    wandb: Wandb
+    step: int = 0  # optimiser steps done
+
+
+def train(recipe: Recipe) -> Path:
+    """Train a recipe to its last step and return the run directory; the same directory again resumes exactly.
+
+    Raises ConfigError (a key is wrong), FileNotFoundError (no such store), TrainingStopped (the loss is not finite,
+    the directory is in use or holds another run).
+    """
+    folder = setup_run.run_folder(recipe)
+    stores = setup_run.open_stores(recipe)  # a missing store is named before anything heavy is built
+    fabric = setup_run.make_fabric(recipe)
+    with setup_run.claim(folder, fabric.is_global_zero):
+        previous, note = checkpoint.latest(folder)
+        if previous is not None:
+            setup_run.refuse_other_recipe(folder, previous["recipe"], recipe)
+            if previous["step"] >= recipe.run.steps:
+                return folder
+        if note and fabric.is_global_zero:
+            say(note)
+        objective = _objective(recipe)
+        training = _prepare(recipe, fabric, folder, RunData.build(recipe, stores, objective), objective)
+        failed = True
+        try:
+            if previous is not None:
+                _resume(training, previous)
+            del previous
+            _loop(training)
+            failed = False
+        finally:
+            training.wandb.finish(failed)
+    return folder
+
+
+def _objective(recipe: Recipe) -> Objective:
+    """The objective with its initial weights: a pure function of the recipe."""
+    torch.manual_seed(mix(recipe.run.seed, "initial weights"))
+    backbone = config.build_model(recipe)
+    objective = config.build_task(recipe, backbone)
+    if recipe.model["init"] is not None:
+        checkpoint.initialise(backbone, recipe.model["init"], recipe.model["init_part"])
+    if objective.spans_batch and recipe.run.accumulate > 1:
+        raise ConfigError(
+            [f"run.accumulate is {recipe.run.accumulate}, but the loss of {type(objective).__name__} pairs all samples "
+             "of a step: set run.accumulate=1"]
+        )  # fmt: skip
+    return objective
+
+
+def _prepare(recipe: Recipe, fabric: Fabric, folder: Path, data: RunData, objective: Objective) -> Training:
+    prefix = checkpoint.exported_prefix(objective)
+    encoder = {f"objective.{prefix}{n}" for n in objective.backbone.encoder_parameter_names()}
+    if recipe.run.precision == "64-true":
+        objective.double()
+    objective.to(fabric.device)
+    average = None if recipe.optim.ema is None else optim.WeightAverage(objective, recipe.optim.ema)
+    trained = _Trained(objective)
+    optimizer = optim.build_optimizer(trained, recipe.optim, encoder)
+    setup_run.compile_backbone(objective, recipe, fabric.device)
+    module, wrapped = fabric.setup(trained, optimizer)
+    module.train()
+    if fabric.is_global_zero:
+        setup_run.write_start(folder, recipe, data, fabric)
+    fabric.barrier()
+    wandb = Wandb(recipe, folder, fabric.is_global_zero)
+    metrics = MetricLog(folder / METRICS_FILE)
+    return Training(recipe, fabric, folder, data, objective, module, wrapped, average, metrics, wandb)
+
+
+def _resume(training: Training, content: dict[str, Any]) -> None:
+    """Put back weights, optimiser, moving average, sums of metrics and the position in the data."""
+    training.objective.load_state_dict(content["model"])
+    training.optimizer.load_state_dict(content["optimizer"])
+    if training.average is not None:
+        device = training.fabric.device
+        training.average.state = {k: v.to(device) for k, v in content["average"].items()}
+    training.fabric.strategy.precision.load_state_dict(content["precision"])
+    training.step = content["step"]
+    if training.fabric.is_global_zero:
+        training.metrics.resume(content["metrics"], training.step, training.fabric.device)
+        say(f"{training.folder}: resumed at step {training.step} of {training.recipe.run.steps}")
+    training.fabric.barrier()
+
+
+def _save(training: Training) -> None:
+    """Write the checkpoint of the steps done so far: the last thing that happens at a step."""
+    if training.fabric.is_global_zero:
+        objective = training.objective
+        content = {
+            "step": training.step,
+            "recipe": training.recipe.to_dict(),
+            "model": checkpoint.state_of(objective),
+            "average": None if training.average is None else training.average.state,
+            "exported": checkpoint.exported_prefix(objective),
+            "backbone_spec": checkpoint.spec_to_dict(objective.backbone.spec()),
+            "trained_decoder": checkpoint.trained_decoder(objective),
+            "optimizer": training.optimizer.state_dict(),
+            "precision": training.fabric.strategy.precision.state_dict(),
+            "metrics": training.metrics.state(),
+            "normalisation": training.data.normalisation,
+            "seen_digest": training.data.seen_digest,
+            "input_size": list(objective.input_size),
+            "batch_size": training.recipe.data.batch_size,
+            "spacing": training.data.median_spacing,
+        }
+        checkpoint.save(training.folder, content)
+    training.fabric.barrier()
+
+
+def _loop(training: Training) -> None:
+    recipe, run = training.recipe, training.recipe.run
+    watch = _Watch()
+    finite = _FiniteCheck(training)
+    every = setup_run.due
+    with (
+        training.data.loader(training.fabric, training.step) as loader,
+        progress(training.folder.name, run.steps, training.fabric.is_global_zero) as bar,
+    ):
+        batches = iter(loader)
+        while training.step < run.steps:
+            watch.start()
+            lr = optim.set_step(training.optimizer, training.step, run.steps, recipe.optim)
+            torch.manual_seed(mix(run.seed, "step", training.step, training.fabric.global_rank))
+            norm = _step(training, batches, watch, finite)
+            training.step += 1
+            watch.stop()
+            last = training.step == run.steps
+            if every(training.step, run.log_every) or last:
+                finite.check()
+                loss = _write_metrics(training, lr, norm, watch)
+                bar.update(training.step, f"loss {loss:.4g}")
+            _observe(training, last)
+            if every(training.step, run.checkpoint_every) or last:
+                finite.check()
+                _save(training)
+
+
+def _step(training: Training, batches: Iterator[RegionBatch], watch: _Watch, finite: _FiniteCheck) -> Tensor | None:
+    """One optimiser step over `accumulate` micro-batches; returns the gradient norm when it is clipped."""
+    recipe, fabric = training.recipe, training.fabric
+    for micro in range(recipe.run.accumulate):
+        batch = _to_device(watch.wait(batches), fabric, recipe)
+        is_last = micro == recipe.run.accumulate - 1
+        with fabric.no_backward_sync(training.module, enabled=not is_last):
+            outputs = training.module(_Parcel(batch))
+            finite.see(outputs["loss"])
+            fabric.backward(outputs["loss"] / recipe.run.accumulate)
+        training.metrics.add(outputs)
+    optim.drop_frozen_gradients(training.optimizer, training.step)
+    norm = None
+    if recipe.optim.clip_norm is not None:
+        norm = fabric.clip_gradients(
+            training.module, training.optimizer, max_norm=recipe.optim.clip_norm, error_if_nonfinite=False
+        )
+        if norm is not None:
+            if recipe.run.precision != "16-mixed":  # its scaler skips steps whose gradients overflow
+                finite.see(norm, "gradient")
+            training.metrics.add({"grad_norm": norm})
+    training.optimizer.step()
+    training.optimizer.zero_grad(set_to_none=True)
+    training.objective.after_step(training.step, recipe.run.steps)
+    if training.average is not None:
+        training.average.update(training.objective)
+    return norm
+
+
+def _to_device(batch: RegionBatch, fabric: Fabric, recipe: Recipe) -> RegionBatch:
+    batch = batch.to(fabric.device, non_blocking=True).normalised()
+    if recipe.run.precision == "64-true":
+        batch = batch.replace(image=batch.image.double())
+    return batch
+
+
+def _write_metrics(training: Training, lr: float, norm: Tensor | None, watch: _Watch) -> float:
+    fabric = training.fabric
+    means = training.metrics.means()
+    if fabric.world_size > 1:
+        values = fabric.all_reduce(torch.tensor(list(means.values()), dtype=torch.float64), reduce_op="mean")
+        assert isinstance(values, Tensor)
+        means = dict(zip(means, values.tolist()))
+    line = {"step": training.step, **means, "lr": lr}
+    line["samples"] = training.step * training.recipe.data.batch_size
+    line |= watch.read()
+    if fabric.is_global_zero:
+        training.metrics.write(line)
+        training.wandb.log(line)
+    return means["loss"]
+
+
+def _observe(training: Training, last: bool) -> None:
+    """Pictures and the pretext loss on held-out subjects: they read fixed samples and change nothing."""
+    run, step = training.recipe.run, training.step
+    picture = run.preview_every and (setup_run.due(step, run.preview_every) or last)
+    holdout = training.data.holdout is not None and run.holdout_every and (
+        setup_run.due(step, run.holdout_every) or last
+    )  # fmt: skip
+    if not (picture or holdout) or not training.fabric.is_global_zero:
+        return
+    training.objective.eval()
+    with torch.no_grad(), training.fabric.autocast():
+        if picture:
+            with training.data.reader(training.data.plan) as reader:
+                samples = max(PREVIEW_SAMPLES, training.objective.region.group)
+                batch = _to_device(reader.read(range(samples)), training.fabric, training.recipe)
+            path = save_preview(training.folder / "previews", step, training.objective(batch, preview=True))
+            if path is not None:
+                training.wandb.picture(path, step)
+        if holdout:
+            line = {"step": step, "holdout/loss": _holdout_loss(training)}
+            training.metrics.write(line)
+            training.wandb.log(line)
+    training.objective.train()
+
+
+def _holdout_loss(training: Training) -> float:
+    """The mean pretext loss over fixed regions of held-out subjects: a diagnostic, no ranking of representations."""
+    size = max(training.recipe.data.batch_size // training.recipe.run.accumulate, training.objective.region.group)
+    losses = []
+    assert training.data.holdout is not None
+    with training.data.reader(training.data.holdout) as reader:
+        for i in range(HOLDOUT_BATCHES):
+            batch = _to_device(reader.read(range(i * size, (i + 1) * size)), training.fabric, training.recipe)
+            losses.append(training.objective(batch)["loss"].double())
+    return float(torch.stack(losses).mean())
+
+
+class _Watch:
+    """Wall seconds since the last line: a step, and its share spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.steps, self.total, self.waited, self.began = 0, 0.0, 0.0, 0.0
+
+    def start(self) -> None:
+        self.began = time.perf_counter()
+
+    def wait(self, batches: Iterator[RegionBatch]) -> RegionBatch:
+        began = time.perf_counter()
+        batch = next(batches)
+        self.waited += time.perf_counter() - began
+        return batch
+
+    def stop(self) -> None:
+        self.total += time.perf_counter() - self.began
+        self.steps += 1
+
+    def read(self) -> dict[str, float]:
+        line = {"time/step": self.total / max(1, self.steps), "time/data_share": self.waited / max(self.total, 1e-12)}
+        self.steps, self.total, self.waited = 0, 0.0, 0.0
+        return line
+
+
+class _FiniteCheck:
+    """Stops at a loss or gradient that is NaN or Inf, before it reaches a checkpoint.
+
+    On the CPU at once; on a GPU, where looking costs a synchronisation, at each log line and before each checkpoint.
+    """
+
+    def __init__(self, training: Training) -> None:
+        self.training = training
+        self.flags: list[tuple[int, str, Tensor]] = []
+
+    def see(self, value: Tensor, name: str = "loss") -> None:
+        self.flags.append((self.training.step, name, torch.isfinite(value.detach()).all()))
+        if value.device.type == "cpu":
+            self.check()
+
+    def check(self) -> None:
+        """Raises TrainingStopped naming the step and the sample ids."""
+        if self.flags and not bool(torch.stack([flag for _, _, flag in self.flags]).all()):
+            step, name, _ = next(f for f in self.flags if not bool(f[2]))
+            samples = self.training.data.describe_samples(step)
+            raise TrainingStopped(
+                f"the {name} became NaN or Inf at step {step}, with samples {samples}; the last good checkpoint is "
+                "kept: look at these volumes (ssl3d inspect), or lower optim.lr or set optim.clip_norm"
+            )
+        self.flags = []
