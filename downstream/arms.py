@@ -1,0 +1,127 @@
+"""The arms of an evaluation: scratch, and each run given."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssl3d.checkpoint import load_backbone, open_run
+from ssl3d.models.backbone import Backbone, BackboneSpec, build_backbone
+from ssl3d.seeding import mix
+
+SCRATCH = "scratch"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What one curve of the report starts from.
+
+    `name`; `run`: the run or file as the user typed it, empty for scratch; `digest`: of the network and its weights,
+    so that finished cells are found again whatever the arm is called; `baseline`: name of the scratch arm of the same
+    network; `provenance`: the run's recipe, seed and steps, where known.
+    """
+
+    name: str
+    run: str
+    spec: BackboneSpec
+    digest: str
+    baseline: str
+    parameters: int
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_scratch(self) -> bool:
+        return not self.run
+
+    @property
+    def pretrain_seed(self) -> int | None:
+        return self.provenance.get("seed")
+
+    def backbone(self, seed: int) -> Backbone:
+        """The arm's weights; for scratch a random network of that `seed`."""
+        if self.run:
+            return load_backbone(Path(self.run))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(mix(seed, "random encoder"))
+            return build_backbone(self.spec).eval()
+
+    def to_json(self) -> dict[str, Any]:
+        """What arms.json keeps."""
+        return {
+            "run": self.run,
+            "baseline": self.baseline,
+            "parameters": self.parameters,
+            "digest": self.digest,
+            "architecture": {"target": self.spec.target, "kwargs": self.spec.kwargs},
+            "recipe": self.provenance.get("recipe"),
+            "provenance": {k: v for k, v in self.provenance.items() if k != "recipe"},
+        }
+
+
+def make_arms(runs: Sequence[str | Path]) -> list[Arm]:
+    """A scratch arm for each network among the runs, then an arm a run, in an order that does not depend on theirs.
+
+    Raises FileNotFoundError or ValueError naming the run (ssl3d.checkpoint.load_backbone).
+    """
+    sources = sorted(str(run) for run in runs)
+    names = _arm_names(sources)
+    loaded = [load_backbone(Path(source)) for source in sources]
+    digests = [_spec_digest(backbone.spec()) for backbone in loaded]
+    networks = sorted(set(digests))
+    scratch = {d: SCRATCH if len(networks) == 1 else f"{SCRATCH}-{d[:6]}" for d in networks}
+    arms = []
+    for d in networks:
+        backbone = loaded[digests.index(d)]
+        arms.append(Arm(scratch[d], "", backbone.spec(), d, scratch[d], _count(backbone)))
+    for name, source, backbone, d in zip(names, sources, loaded, digests):
+        digest = _weights_digest(backbone, d)
+        arms.append(Arm(name, source, backbone.spec(), digest, scratch[d], _count(backbone), provenance(Path(source))))
+    return arms
+
+
+def provenance(run_or_file: Path) -> dict[str, Any]:
+    """{recipe, seed, steps} of a run or checkpoint."""
+    content = open_run(run_or_file)
+    recipe = content["recipe"]
+    return {"recipe": recipe, "seed": recipe["run"]["seed"], "steps": content["step"]}
+
+
+def _arm_names(sources: Sequence[str]) -> list[str]:
+    """The last part of each path, longer where two runs share it, numbered where one is given twice."""
+    parts = [Path(s).with_suffix("").parts if Path(s).suffix else Path(s).parts for s in sources]
+    names = []
+    for own in parts:
+        depth = 1
+        while depth < len(own) and any(p != own and p[-depth:] == own[-depth:] for p in parts):
+            depth += 1
+        names.append("/".join(own[-depth:]).strip("/") or "run")
+    names = [f"{n} (run)" if n.startswith(SCRATCH) else n for n in names]  # scratch is taken
+    seen: Counter[str] = Counter()
+    for i, name in enumerate(names):
+        seen[name] += 1
+        names[i] = name if seen[name] == 1 else f"{name}-{seen[name]}"
+    return names
+
+
+def _count(backbone: Backbone) -> int:
+    return sum(p.numel() for p in backbone.parameters())
+
+
+def _spec_digest(spec: BackboneSpec) -> str:
+    values = asdict(spec)
+    return hashlib.blake2b(json.dumps(values, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+
+
+def _weights_digest(backbone: Backbone, spec_digest: str) -> str:
+    state = hashlib.blake2b(spec_digest.encode(), digest_size=16)
+    for name, tensor in sorted(backbone.state_dict().items()):
+        state.update(name.encode())
+        state.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()

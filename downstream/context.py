@@ -1,0 +1,101 @@
+"""What every cell of an evaluation shares, and what names a cell: plain types, so that any process can compute it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from downstream.arms import Arm
+from downstream.suite import Suite, settings
+from ssl3d.data.store import Store, open_store
+
+CELL_VERSION = 1  # raised when a cell's values change for equal settings, so that old cells are not taken for new ones
+PROBE, FINETUNE = "probe", "finetune"
+TEST, VALIDATION = "test", "validation"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training and its scores: `labelled` patients in, `scored` patients out.
+
+    `split` says which patients are scored: TEST, or VALIDATION for the learning-rate search. `lr` is None for a probe.
+    """
+
+    measure: str
+    arm: Arm
+    n_labelled: int
+    seed: int
+    labelled: tuple[str, ...]
+    scored: tuple[str, ...]
+    split: str
+    lr: float | None = None
+    pictures: tuple[int, ...] = ()  # store rows whose prediction is kept for the report
+
+
+@dataclass(frozen=True)
+class Context:
+    """A checked evaluation. `rows` {patient: labelled store rows}; `classes` {label value: name}, in training order."""
+
+    suite: Suite
+    out: Path
+    rows: dict[str, tuple[int, ...]]
+    classes: dict[int, str]
+    ignore: int | None
+    store_digest: str
+
+    @property
+    def store(self) -> Store:
+        return _open(self.suite.store)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def rows_of(self, patients: tuple[str, ...]) -> list[int]:
+        """Store rows of all labelled volumes of some patients, patient by patient."""
+        return [row for patient in patients for row in self.rows[patient]]
+
+    def key(self, cell: Cell) -> str:
+        """The name of a cell's files: a hash of all that decides its values, and of nothing else.
+
+        Not the arm's name, nor the number of workers: an evaluation with one more run, or begun elsewhere, finds what
+        is finished.
+        """
+        suite = self.suite
+        measure = suite.measures.probe if cell.measure == PROBE else suite.measures.finetune
+        assert measure is not None
+        shared = ("metrics", "seed", "normalise", "precision", "overlap", "threads")
+        content: dict[str, Any] = {
+            "version": CELL_VERSION,
+            "suite": {name: getattr(suite, name) for name in shared},
+            "classes": list(self.classes.items()),
+            "store": self.store_digest,
+            "measure": [cell.measure, settings(measure)],
+            "arm": cell.arm.digest,
+            "cell": [cell.seed, cell.labelled, cell.scored, cell.split, cell.lr],
+        }
+        text = json.dumps(content, sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+@lru_cache(maxsize=4)
+def _open(path: str) -> Store:
+    return open_store(path)
+
+
+def store_digest(store: Store) -> str:
+    """Changes when a volume of the store does."""
+    table = store.index[["id", "fingerprint", "bytes"]].sort_values("id")
+    return hashlib.blake2b(table.to_csv(index=False).encode(), digest_size=12).hexdigest()
+
+
+def describe(cell: Cell) -> str:
+    """A cell in the words of a progress line."""
+    what = f"{cell.measure} {cell.arm.name}, {cell.n_labelled} labelled, seed {cell.seed}"
+    return what if cell.split == TEST else f"{what}, lr {cell.lr:g} (search)"

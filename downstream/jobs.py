@@ -1,0 +1,111 @@
+"""Jobs on several processes: each with the same few threads, so that results do not depend on how many there are."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from typing import Any, Literal, TypeVar
+
+import torch
+from threadpoolctl import threadpool_limits
+
+Job = TypeVar("Job")
+
+
+def count_workers(workers: int | Literal["auto"], threads: int, jobs: int) -> int:
+    """Processes to use: `auto` fills the CPU cores with `threads` each, or takes one for each GPU."""
+    if workers == "auto":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = torch.cuda.device_count() or max(1, cores // threads)
+    return max(1, min(workers, jobs))
+
+
+@contextmanager
+def limited_threads(threads: int) -> Iterator[None]:
+    """Torch and BLAS on `threads` threads: sums are then taken in the same order on every machine and worker count."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with threadpool_limits(threads):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Pool:
+    """Runs `function(shared, job)` for many jobs. `workers` 1 runs them here, one after the other.
+
+    Workers are fresh processes (spawn: neither zarr nor CUDA survives a fork) and die with their parent.
+    """
+
+    def __init__(self, function: Callable[[Any, Job], None], shared: Any, workers: int, threads: int) -> None:
+        self.function, self.shared, self.threads = function, shared, threads
+        self.executor: ProcessPoolExecutor | None = None
+        if workers > 1:
+            spawn = multiprocessing.get_context("spawn")
+            number = spawn.Value("i", 0)
+            arguments = (function, shared, threads, number, torch.cuda.device_count())
+            self.executor = ProcessPoolExecutor(workers, spawn, initializer=_start, initargs=arguments)
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[Job]:
+        """Yield each job as it is done. Raises the first exception of a job; those not begun are dropped."""
+        if self.executor is None:
+            for job in jobs:
+                with limited_threads(self.threads):
+                    self.function(self.shared, job)
+                yield job
+            return
+        futures = {self.executor.submit(_run, job): job for job in jobs}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                yield futures[future]
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.executor is not None:
+            self.executor.shutdown(cancel_futures=True)
+
+
+_state: dict[str, Any] = {}
+
+
+def _start(function: Callable[[Any, Any], None], shared: Any, threads: int, number: Any, gpus: int) -> None:
+    """A worker's beginning: its GPU, its threads, and a watch on its parent."""
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    if gpus:
+        with number.get_lock():
+            os.environ["CUDA_VISIBLE_DEVICES"] = _visible(number.value % gpus)
+            number.value += 1
+    torch.set_num_threads(threads)
+    _state.update(function=function, shared=shared, limits=threadpool_limits(threads))
+
+
+def _visible(number: int) -> str:
+    """The name of the GPU with this number among those this process may use."""
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return allowed.split(",")[number] if allowed else str(number)
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        sys.stderr.flush()
+        os._exit(1)  # a killed evaluation must not leave trainings behind that write into its directory
+
+
+def _run(job: Any) -> None:
+    _state["function"](_state["shared"], job)

@@ -1,0 +1,95 @@
+"""Which patients are for what: the split file, and the nested labelled subsets drawn from its pool.
+
+A split file is JSON: {"pool": [patients], "validation": [...], "test": [...]}; further fields are kept for others and
+ignored here. Patients are a store's subjects, raw or hashed. A pool patient may lend his labels; validation patients
+choose learning rates; test patients are read once, at the end of each cell.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from downstream.results import write_atomic
+from ssl3d.seeding import numpy_generator
+
+FIELDS = ("pool", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Patients by purpose, each tuple sorted; no patient serves two purposes."""
+
+    pool: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+
+    def save(self, path: Path) -> None:
+        """Write the split file."""
+        content = {name: list(getattr(self, name)) for name in FIELDS}
+        write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def load_split(path: Path) -> Split:
+    """Read and check a split file. Raises FileNotFoundError or ValueError naming it, the field and the patient."""
+    if not path.exists():
+        raise FileNotFoundError(f"the split file {path} does not exist: write one with the fields pool, validation, test")
+    try:
+        content = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the split file {path} is not JSON ({error})") from None
+    for name in FIELDS:
+        patients = content.get(name) if isinstance(content, dict) else None
+        if not isinstance(patients, list) or not all(isinstance(p, str) for p in patients):
+            raise ValueError(f"the split file {path} needs a field '{name}': a list of patients (texts)")
+        if len(set(patients)) < len(patients):
+            twice = next(p for p in patients if patients.count(p) > 1)
+            raise ValueError(f"the split file {path} names patient '{twice}' twice in '{name}'")
+    split = Split(*(tuple(sorted(content[name])) for name in FIELDS))
+    for one, other in (("pool", "validation"), ("pool", "test"), ("validation", "test")):
+        both = sorted(set(getattr(split, one)) & set(getattr(split, other)))
+        if both:
+            raise ValueError(
+                f"the split file {path} has {len(both)} patient(s) in both '{one}' and '{other}', first '{both[0]}': "
+                "each patient serves one purpose"
+            )
+    return split
+
+
+def check_patients(split: Split, subjects: Collection[str], path: Path, store: Path) -> None:
+    """Raise ValueError when a patient of the split file `path` has no labelled volume among the store's `subjects`."""
+    for name in FIELDS:
+        absent = sorted(set(getattr(split, name)) - set(subjects))
+        if absent:
+            raise ValueError(
+                f"the split file {path} names {len(absent)} patient(s) in '{name}' without a labelled volume in {store}, "
+                f"first '{absent[0]}': correct the split or the store"
+            )
+
+
+def draw_split(patients: Collection[str], validation: int, test: int, seed: int) -> Split:
+    """A random split with so many validation and test patients; the rest is the pool.
+
+    Raises ValueError when no pool is left.
+    """
+    names = sorted(patients)
+    if validation < 0 or test < 0 or validation + test >= len(names):
+        raise ValueError(f"{validation} validation and {test} test patients leave none of {len(names)} for the pool")
+    order = [names[i] for i in numpy_generator(seed, "split").permutation(len(names))]
+    parts = order[test + validation :], order[test : test + validation], order[:test]
+    return Split(*(tuple(sorted(part)) for part in parts))
+
+
+def labelled_subset(pool: Sequence[str], n: int, seed: int, subset: int | str) -> tuple[str, ...]:
+    """The n labelled patients of subset number `subset`: a pure function of (pool, seed, subset), nested in n.
+
+    The subset of 2 patients lies inside the subset of 4 with the same number, so that a curve compares amounts of
+    labels and not luck of the draw. Raises ValueError when the pool is smaller than n.
+    """
+    if not 1 <= n <= len(pool):
+        raise ValueError(f"n_labelled {n} needs between 1 and {len(pool)} patients: the split's pool has {len(pool)}")
+    names = sorted(pool)
+    order = numpy_generator(seed, "subset", subset).permutation(len(names))
+    return tuple(names[i] for i in order[:n])
