@@ -135,7 +135,7 @@ class ResEncUNet(Backbone):
         if math.prod(n // s for n, s in zip(size, self.total_stride)) == 1:
             raise ValueError(
                 f"input size {tuple(size)}: the coarsest scale would be a single voxel, which instance norm cannot "
-                f"normalise; make one axis at least {2 * self.total_stride[0]}"
+                "normalise; make one axis twice as long"
             )
 
 
@@ -203,7 +203,10 @@ def _import_op(key: str, path: str | None) -> type[nn.Module] | None:
     if path is None and key != "conv_op":
         return None
     module, _, name = str(path).rpartition(".")
-    found = getattr(importlib.import_module(module), name, None) if module.split(".")[:2] == ["torch", "nn"] else None
+    try:
+        found = getattr(importlib.import_module(module), name, None) if f"{module}.".startswith("torch.nn.") else None
+    except ModuleNotFoundError:
+        found = None
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise ValueError(f"model.arch_kwargs.{key} is {path!r}; it must be the import path of a torch.nn module")
     if key == "conv_op" and found is not nn.Conv3d:
