@@ -34,7 +34,7 @@ SCHEMA = pa.schema([(name, _ARROW_TYPES[kind]) for name, kind in fmt.INDEX_COLUM
 
 
 def build_index(root: str | Path) -> pd.DataFrame:
-    """Read the attributes of every committed volume and write thumbnails, pooled statistics and the index, in this order.
+    """Read the attributes of every committed volume; write thumbnails, pooled statistics and the index, in this order.
 
     Rows are sorted by id. Whatever an older index said is replaced. Returns the decoded index.
     Raises FileNotFoundError when there is no store at `root`, ValueError naming a volume whose attributes do not parse.

@@ -68,7 +68,7 @@ class LocalObjects:
 
     def names(self, prefix: str) -> list[str]:
         path = self.path(prefix)
-        return sorted(os.listdir(path)) if path.is_dir() else []
+        return sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
 
     def remove(self, prefix: str) -> None:
         path = self.path(prefix)
@@ -79,7 +79,7 @@ class LocalObjects:
 
 
 class RemoteObjects:
-    """Objects behind an fsspec URL (s3://, gs://, https://, memory://); a put is one request, atomic on object stores."""
+    """Objects behind an fsspec URL (s3://, gs://, memory://); a put is one request, atomic on object stores."""
 
     def __init__(self, url: str) -> None:
         import fsspec

@@ -30,7 +30,7 @@ def thumbnail(image: np.ndarray, attributes: VolumeAttributes, valid: np.ndarray
 
 
 def _area_weights(n: int) -> np.ndarray:
-    """(32, n) float32: the share of each of 32 equal output intervals covered by each of n input voxels; rows sum to 1."""
+    """(32, n) float32: the share of each of 32 equal intervals covered by each of n voxels; rows sum to 1."""
     edges = np.linspace(0, n, SIDE + 1)
     voxel = np.arange(n)
     overlap = np.minimum(edges[1:, None], voxel + 1) - np.maximum(edges[:-1, None], voxel)

@@ -185,10 +185,14 @@ def _check(
         raise ValueError(f"volume {volume_id}: image must be (C,Z,Y,X) int16, got {image.shape} {image.dtype}")
     for name in ("scale", "offset", "modality", "foreground_stats", "valid_stats"):
         if len(getattr(attributes, name)) != image.shape[0]:
-            raise ValueError(f"volume {volume_id}: attribute '{name}' needs an entry for each of {image.shape[0]} channels")
+            raise ValueError(
+                f"volume {volume_id}: attribute '{name}' needs an entry for each of {image.shape[0]} channels"
+            )
     low, high = np.asarray(attributes.foreground_box)
     if (low < 0).any() or (high > image.shape[1:]).any() or (low >= high).any():
-        raise ValueError(f"volume {volume_id}: foreground_box {attributes.foreground_box} is empty or leaves the volume")
+        raise ValueError(
+            f"volume {volume_id}: foreground_box {attributes.foreground_box} is empty or leaves the volume"
+        )
     for name, array in (("label", label), ("valid", valid)):
         if array is not None and array.shape != (1, *image.shape[1:]):
             raise ValueError(f"volume {volume_id}: {name} has shape {array.shape}, expected {(1, *image.shape[1:])}")

@@ -1,0 +1,295 @@
+"""Which regions are read: a plan that maps a sample index to a volume and a place, and nothing else decides.
+
+Volumes are drawn as a hierarchy, store (by weight), subject, session, volume, each uniformly, so that one subject with
+many scans does not swamp a store. Every draw is a pure function of (seed, group number): neither ranks, workers,
+accumulation nor a resume can change it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from bisect import bisect_right
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ssl3d.data.format import FEW_SLICES
+from ssl3d.data.lru import LRU
+from ssl3d.data.store import Store
+from ssl3d.data.subjects import matching
+from ssl3d.regions import RegionSpec, Size3
+from ssl3d.seeding import mix, numpy_generator
+
+_log = logging.getLogger(__name__)
+DRAWS = 32  # hierarchical draws for a further volume of a group, before it is drawn from the remaining ones directly
+LABEL_COORDINATES = 512  # volumes whose label coordinates are kept in memory
+
+
+class Sample(NamedTuple):
+    """One region to read: `volume` counts all rows of all stores; `start` (z,y,x) voxels, may be negative."""
+
+    index: int
+    store: int
+    row: int
+    volume: int
+    start: tuple[int, int, int]
+    seed: int
+
+
+class _Hierarchy:
+    """Eligible volumes of one store as subject -> session -> volume, flat arrays with offsets."""
+
+    def __init__(self, volumes: Sequence[int], subjects: Sequence[str], sessions: Sequence[str]) -> None:
+        order = sorted(range(len(volumes)), key=lambda i: (subjects[i], sessions[i], volumes[i]))
+        self.volumes = [int(volumes[i]) for i in order]
+        self.session_first: list[int] = []  # first volume of each session
+        self.subject_first: list[int] = []  # first session of each subject
+        before: tuple[str, str] | None = None
+        for position, i in enumerate(order):
+            key = (subjects[i], sessions[i])
+            if before is None or key[0] != before[0]:
+                self.subject_first.append(len(self.session_first))
+            if key != before:
+                self.session_first.append(position)
+            before = key
+        self.n_subjects = len(self.subject_first)
+        self.subject_first.append(len(self.session_first))
+        self.session_first.append(len(self.volumes))
+
+    def draw(self, u: Sequence[float]) -> int:
+        """A volume from three uniform numbers in [0, 1)."""
+        subject = int(u[0] * self.n_subjects)
+        a, b = self.subject_first[subject], self.subject_first[subject + 1]
+        session = a + int(u[1] * (b - a))
+        a, b = self.session_first[session], self.session_first[session + 1]
+        return self.volumes[a + int(u[2] * (b - a))]
+
+
+class _Forest:
+    """Hierarchies of several stores, one of them chosen by weight."""
+
+    def __init__(self, hierarchies: Sequence[_Hierarchy], weights: Sequence[float]) -> None:
+        pairs = [(h, w) for h, w in zip(hierarchies, weights) if h.n_subjects and w > 0]
+        self.hierarchies = [h for h, _ in pairs]
+        total = sum(w for _, w in pairs)
+        self.cumulative = np.cumsum([w / total for _, w in pairs]).tolist() if pairs else []
+        self.n_volumes = sum(len(h.volumes) for h in self.hierarchies)
+
+    def draw(self, u: Sequence[float]) -> int:
+        """A volume from four uniform numbers in [0, 1)."""
+        store = min(bisect_right(self.cumulative, u[0]), len(self.hierarchies) - 1)
+        return self.hierarchies[store].draw(u[1:])
+
+    def remaining(self, taken: Collection[int], u: float) -> int:
+        """Uniformly one of the volumes that are not taken."""
+        rest = sorted(v for h in self.hierarchies for v in h.volumes if v not in taken)
+        return rest[int(u * len(rest))]
+
+
+class SamplingPlan:
+    """Sample index -> Sample, over one or several stores.
+
+    `spec`: size, group, same_modality, labels and labelled_share of what is read. `weights`: share of samples of each
+    store; by default in proportion to its subjects. `include`, `exclude`: subjects, raw or hashed. `few_slices`: also
+    volumes flagged so. `patch_size`: the size that must fit a volume on every axis, default `spec.size`; a task that
+    reads more than its input, for its augmentation to reach into, names its input.
+    Raises ValueError when nothing is left to sample, when every volume is too small on some axis (naming the largest
+    usable patch), and when a group needs more distinct volumes than there are.
+    """
+
+    def __init__(
+        self,
+        stores: Sequence[Store],
+        spec: RegionSpec,
+        seed: int,
+        *,
+        weights: Sequence[float] | None = None,
+        include: Collection[str] | None = None,
+        exclude: Collection[str] = (),
+        few_slices: bool = False,
+        patch_size: Size3 | None = None,
+    ) -> None:
+        self.stores, self.spec, self.seed = list(stores), spec, int(seed)
+        self._offsets = np.cumsum([0, *(len(s) for s in self.stores)]).tolist()
+        self._shape = _stacked([s.column("shape") for s in self.stores], 3)
+        self._box = _stacked([s.column("foreground_box") for s in self.stores], 6)
+        subjects = [str(v) for s in self.stores for v in s.column("subject")]
+        sessions = [str(v) for s in self.stores for v in s.column("session")]
+        modality = [" ".join(m) for s in self.stores for m in s.column("modality")]
+        eligible = self._eligible(subjects, include, exclude, few_slices)
+        if spec.same_modality:
+            eligible = _enough_of_modality(eligible, modality, spec.group)
+        self._check(eligible, patch_size or spec.size)
+        self.volumes: list[int] = eligible
+        self._weights = self._store_weights(weights, eligible, subjects)
+        self._modality = modality if spec.same_modality else None
+        kinds = {m: [v for v in eligible if modality[v] == m] for m in {modality[v] for v in eligible}}
+        self._all = self._forest(eligible, subjects, sessions)
+        self._by_modality = (
+            {m: self._forest(rows, subjects, sessions) for m, rows in kinds.items()} if spec.same_modality else {}
+        )
+        self._coordinates: LRU[int, list[np.ndarray]] = LRU(LABEL_COORDINATES)
+
+    def __repr__(self) -> str:
+        return f"SamplingPlan({len(self.volumes)} volumes of {len(self.stores)} stores, seed {self.seed})"
+
+    def locate(self, volume: int) -> tuple[int, int]:
+        """(store, row) of a volume number, as in `Sample.volume` and `RegionBatch.volume`."""
+        store = bisect_right(self._offsets, volume) - 1
+        return store, volume - self._offsets[store]
+
+    def rows(self, store: int) -> list[int]:
+        """Sorted rows of a store that may be sampled."""
+        return [row for s, row in map(self.locate, self.volumes) if s == store]
+
+    def sample(self, index: int) -> Sample:
+        """The sample of a global index: a pure function of (seed, index)."""
+        group, position = divmod(index, self.spec.group)
+        return self.group(group)[position]
+
+    def group(self, g: int) -> list[Sample]:
+        """The samples [g * group, (g + 1) * group), from distinct volumes."""
+        rng = numpy_generator(self.seed, "group", g)
+        samples, taken = [], set[int]()
+        forest = self._all
+        for position in range(self.spec.group):
+            u = rng.random(8).tolist()
+            volume = forest.draw(u)
+            tries = 0
+            while volume in taken:
+                tries += 1
+                v = rng.random(4).tolist()
+                volume = forest.draw(v) if tries < DRAWS else forest.remaining(taken, v[0])
+            taken.add(volume)
+            if self._modality is not None:
+                forest = self._by_modality[self._modality[volume]]
+            store, row = self.locate(volume)
+            index = g * self.spec.group + position
+            start = self._start(volume, store, row, u[4:])
+            samples.append(Sample(index, store, row, volume, start, mix(self.seed, "sample", index)))
+        return samples
+
+    def _start(self, volume: int, store: int, row: int, u: Sequence[float]) -> tuple[int, int, int]:
+        """First voxel of the region: its centre uniform in the foreground box, or on a labelled voxel.
+
+        On an axis where the volume is at least as large as the region, the region is shifted inside; where it is
+        smaller, the volume lies in the middle of the region.
+        """
+        shape, box = self._shape[volume], self._box[volume]
+        centre = [lo + int(f * (hi - lo)) for f, lo, hi in zip(u[:3], box[:3], box[3:])]
+        share = self.spec.labelled_share
+        if share > 0 and u[3] < share:
+            classes = self._coordinates.get(volume, lambda: self._labelled(store, row))
+            if classes:
+                points = classes[int(u[3] / share * len(classes))]  # u3 / share is uniform again
+                centre = points[int(u[0] * len(points))].tolist()
+        start = []
+        for c, size, n in zip(centre, self.spec.size, shape):
+            start.append(-((size - n) // 2) if n < size else min(max(c - size // 2, 0), n - size))
+        return (start[0], start[1], start[2])
+
+    def _labelled(self, store: int, row: int) -> list[np.ndarray]:
+        """Recorded voxels (k,3) of each class but background and ignore, by class value."""
+        info = self.stores[store].label_info(row)
+        leave_out = {0, info.ignore}
+        return [np.array(p) for value, p in sorted(info.coordinates.items()) if value not in leave_out and p]
+
+    def _eligible(
+        self, subjects: list[str], include: Collection[str] | None, exclude: Collection[str], few_slices: bool
+    ) -> list[int]:
+        keep = np.ones(len(subjects), dtype=bool)
+        if not few_slices:
+            keep &= [FEW_SLICES not in flags for s in self.stores for flags in s.column("flags")]
+        if self.spec.labels:
+            keep &= np.concatenate([s.column("has_label") for s in self.stores]).astype(bool)
+        distinct = set(subjects)
+        if include is not None:
+            wanted = matching(distinct, include)
+            keep &= [s in wanted for s in subjects]
+        if exclude:
+            unwanted = matching(distinct, exclude)
+            keep &= [s not in unwanted for s in subjects]
+        return np.flatnonzero(keep).tolist()
+
+    def _check(self, eligible: list[int], patch_size: Size3) -> None:
+        names = ", ".join(s.path for s in self.stores)
+        if not eligible:
+            what = "labelled volume" if self.spec.labels else "volume"
+            raise ValueError(
+                f"no {what} of {names} is left to sample ({len(self._shape)} in all): "
+                "loosen data.include, data.exclude or data.holdout, or set data.few_slices=true"
+            )
+        largest = np.array(self._shape)[eligible].max(axis=0)
+        if any(size > n for size, n in zip(patch_size, largest)):
+            raise ValueError(
+                f"patch size {list(patch_size)} does not fit: on some axis every volume of {names} is smaller; "
+                f"the largest usable patch is {largest.tolist()}"
+            )
+        if self.spec.group > len(eligible):
+            raise ValueError(
+                f"the task draws groups of {self.spec.group} distinct volumes, but {names} has {len(eligible)} to "
+                "sample: add volumes or make the group smaller"
+            )
+
+    def _store_weights(self, weights: Sequence[float] | None, eligible: list[int], subjects: list[str]) -> list[float]:
+        found: list[set[str]] = [set() for _ in self.stores]
+        for volume in eligible:
+            found[self.locate(volume)[0]].add(subjects[volume])
+        if weights is None:
+            return [float(len(s)) for s in found]
+        if len(weights) != len(self.stores) or min(weights) < 0 or not math.isfinite(sum(weights)):
+            raise ValueError(
+                f"data.weights must be {len(self.stores)} numbers >= 0, one per store, got {list(weights)}"
+            )
+        if not any(w > 0 and s for w, s in zip(weights, found)):
+            raise ValueError("data.weights leaves nothing to sample: give a store that has volumes a weight above 0")
+        return [float(w) for w in weights]
+
+    def _forest(self, volumes: Sequence[int], subjects: list[str], sessions: list[str]) -> _Forest:
+        parts: list[list[int]] = [[] for _ in self.stores]
+        for volume in volumes:
+            parts[self.locate(volume)[0]].append(volume)
+        trees = [_Hierarchy(p, [subjects[v] for v in p], [sessions[v] for v in p]) for p in parts]
+        return _Forest(trees, self._weights)
+
+
+def split_holdout(stores: Sequence[Store], share: float, seed: int) -> set[str]:
+    """Subjects kept out of pre-training: round(share * subjects), at least one when share > 0.
+
+    A subject's rank is a hash of (seed, subject), so that a store that grows keeps most of its held-out subjects.
+    Raises ValueError when `share` is not in [0, 1) or nothing would be left to train on.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"data.holdout is {share}: it must be a share of subjects in [0, 1)")
+    if share == 0:
+        return set()
+    subjects = {str(v) for store in stores for v in store.column("subject")}
+    n = max(1, round(share * len(subjects)))
+    if n >= len(subjects):
+        raise ValueError(
+            f"data.holdout={share} leaves none of {len(subjects)} subjects to train on: set data.holdout=0"
+        )
+    return set(sorted(subjects, key=lambda s: (mix(seed, "holdout", s), s))[:n])
+
+
+def _stacked(columns: Sequence[np.ndarray], width: int) -> list[list[int]]:
+    return [row for column in columns for row in column.reshape(-1, width).tolist()]
+
+
+def _enough_of_modality(eligible: list[int], modality: list[str], group: int) -> list[int]:
+    """Leave out volumes whose modality has fewer volumes than a group needs, and say so."""
+    counts: dict[str, int] = {}
+    for volume in eligible:
+        counts[modality[volume]] = counts.get(modality[volume], 0) + 1
+    few = sorted(m for m, n in counts.items() if n < group)
+    if few and len(few) < len(counts):
+        _log.warning("volumes of modality %s are not sampled: fewer than a group of %d", ", ".join(few), group)
+        return [v for v in eligible if modality[v] not in few]
+    if few:
+        raise ValueError(
+            f"the task draws groups of {group} volumes of one modality, but the most of one are {max(counts.values())}: "
+            "add volumes or make the group smaller"
+        )
+    return eligible
