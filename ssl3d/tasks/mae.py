@@ -28,7 +28,8 @@ class MAE(PretextTask):
 
     Convolutional backbones see the whole patch with hidden voxels replaced, and rebuild it with their own decoder and
     a 1x1x1 convolution. Token backbones encode the visible tokens only (`decoder_depth` light transformer layers of
-    `decoder_dim` features rebuild the others); their patch size must divide `mask_block`, and `mask_block` the patch.
+    `decoder_dim` features rebuild the others; the backbone's own decoder is not trained); their patch size must
+    divide `mask_block`, and `mask_block` the patch.
     Raises ValueError naming the key when a value is out of range or does not fit the backbone.
     """
 
@@ -58,6 +59,7 @@ class MAE(PretextTask):
         self.rebuild: nn.Module
         if isinstance(backbone, TokenBackbone):
             self.needs_decoder = False
+            freeze_decoder(backbone)  # it plays no part here: DDP would wait for its gradients
             self.rebuild = TokenDecoder(backbone, self.mask, self.input_size, decoder_dim, decoder_depth)
         elif backbone.decoder_channels:
             self.needs_decoder = True
@@ -89,6 +91,13 @@ class MAE(PretextTask):
         if isinstance(self.rebuild, TokenDecoder):
             return self.rebuild(self.backbone, visible, blocks)
         return self.rebuild(self.backbone.decode(self.backbone.encode(visible))[0])
+
+
+def freeze_decoder(backbone: Backbone) -> None:
+    """Mark what is no encoder as not trained."""
+    encoder = backbone.encoder_parameter_names()
+    for name, parameter in backbone.named_parameters():
+        parameter.requires_grad_(name in encoder)
 
 
 class TokenDecoder(nn.Module):
