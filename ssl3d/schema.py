@@ -76,7 +76,7 @@ def target_class(node: Mapping[str, Any], base: type, key: str) -> type:
         raise ConfigError([f"{key}.{TARGET} is missing: give the import path of a {base.__name__}"])
     cls = import_object(node[TARGET], f"{key}.{TARGET}")
     if not (isinstance(cls, type) and issubclass(cls, base)):
-        raise ConfigError([f"{key}.{TARGET}: '{node[TARGET]}' is not a {base.__name__}"])
+        raise ConfigError([f"{key}.{TARGET}: '{node[TARGET]}' is no {base.__name__}"])
     return cls
 
 

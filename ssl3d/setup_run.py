@@ -93,7 +93,9 @@ def make_fabric(recipe: Recipe) -> Fabric:
     if on_gpu and isinstance(devices, int) and devices > torch.cuda.device_count():
         raise ConfigError([f"run.devices is {devices}, but this machine has {torch.cuda.device_count()} GPU(s)"])
     count = devices if isinstance(devices, int) else (torch.cuda.device_count() if on_gpu else 1)
-    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1  # by torchrun, which has said how many there are
+    if launched:
+        count = int(os.environ.get("LOCAL_WORLD_SIZE", count))
     if on_gpu and torch.__version__.startswith("2.9."):
         warnings.warn("torch 2.9 has a slow conv3d under AMP: use 2.8 or 2.10 and later", stacklevel=2)
     with warnings.catch_warnings():  # hints about SLURM's srun and CPU counts are for interactive use
@@ -101,7 +103,7 @@ def make_fabric(recipe: Recipe) -> Fabric:
         fabric = Fabric(
             accelerator="cuda" if on_gpu else "cpu",
             devices=count,
-            num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", os.environ.get("SLURM_NNODES", "1"))) if launched else 1,
+            num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", os.environ.get("SLURM_NNODES", "1"))),
             strategy="ddp" if count > 1 or launched else "auto",
             precision=recipe.run.precision,
         )
@@ -147,7 +149,9 @@ class RunData:
         data, spec = recipe.data, objective.region
         include = config.subjects(data.include, "data.include")
         exclude = config.subjects(data.exclude, "data.exclude") or set()
-        common: dict[str, Any] = {"weights": data.weights, "few_slices": data.few_slices}
+        common: dict[str, Any] = {
+            "weights": data.weights, "few_slices": data.few_slices, "patch_size": objective.input_size,
+        }  # fmt: skip
         held_out = split_holdout(stores, data.holdout, recipe.run.seed) - exclude if data.holdout else set()
         held_out = held_out if include is None else held_out & include
         plan = SamplingPlan(stores, spec, recipe.run.seed, include=include, exclude=exclude | held_out, **common)
@@ -155,11 +159,9 @@ class RunData:
         if held_out:
             seed = mix(recipe.run.seed, "holdout")
             holdout = SamplingPlan(stores, spec, seed, include=held_out, exclude=exclude, **common)
-        rows = [stores[s].index.iloc[plan.rows(s)] for s in range(len(stores))]
-        table = pd.concat(rows, ignore_index=True)
-        seen = table[["fingerprint", "perceptual_hash", "subject"]].drop_duplicates().sort_values("fingerprint")
+        seen = _seen(stores, plan)
         digest = hashlib.blake2b("\n".join(seen["fingerprint"]).encode(), digest_size=16).hexdigest()
-        spacing = np.median(np.stack([np.asarray(s, dtype=float) for s in table["spacing"]]), axis=0)
+        spacing = np.median(np.concatenate([s.column("spacing")[plan.rows(i)] for i, s in enumerate(stores)]), axis=0)
         numbers = describe_normalisation(stores, data.normalise)
         return cls(recipe, plan, holdout, seen, digest, numbers, [float(v) for v in spacing])
 
@@ -191,9 +193,16 @@ class RunData:
         words = []
         for index in range(step * size, (step + 1) * size)[:most]:
             sample = self.plan.sample(index)
-            volume = self.plan.stores[sample.store].index["id"].iloc[sample.row]
+            volume = self.plan.stores[sample.store].volume_id(sample.row)
             words.append(f"{volume}@{'/'.join(str(int(v)) for v in sample.start)}")
         return ", ".join(words) + (f" and {size - most} more" if size > most else "")
+
+
+def _seen(stores: list[Store], plan: SamplingPlan) -> pd.DataFrame:
+    """Fingerprints, perceptual hashes and subjects of all volumes that may be sampled."""
+    names = ("fingerprint", "perceptual_hash", "subject")
+    tables = [pd.DataFrame({n: s.column(n)[plan.rows(i)] for n in names}) for i, s in enumerate(stores)]
+    return pd.concat(tables).drop_duplicates().sort_values("fingerprint", ignore_index=True)
 
 
 def write_start(folder: Path, recipe: Recipe, data: RunData, fabric: Fabric) -> None:

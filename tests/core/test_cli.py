@@ -1,0 +1,79 @@
+"""What was typed wrong is answered by one sentence, in seconds, without a traceback."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from ssl3d.cli import _verbs, main
+
+MISTAKES = [
+    (["trian"], "did you mean 'train'"),
+    ([], "VERB"),
+    (["train"], "RECIPE"),
+    (["train", "mae_resenc_x"], "mae_resenc_x"),
+    (["train", "mae_resenc_s", "data.store=NOWHERE.zarr"], "NOWHERE.zarr"),
+    (["train", "mae_resenc_s", "data.stor=x"], "data.stor"),
+    (["train", "mae_resenc_s", "data.store=x", "optim.lr=high"], "optim.lr"),
+    (["train", "mae_resenc_s", "--fast"], "--fast"),
+    (["check", "mae_resenc_s", "task.mask_ratio=1.5"], "mask_ratio"),
+    (["convert", "NOWHERE", "out.zarr"], "NOWHERE"),
+    (["convert", "x"], "SOURCE"),
+    (["export", "NOWHERE", "--to", "nnunet", "--out", "w"], "NOWHERE"),
+    (["evaluate", "NOWHERE", "--suite", "NOSUITE", "--out", "e"], "NO"),
+    (["inspect", "NOWHERE.zarr"], "NOWHERE.zarr"),
+    (["report", "NOWHERE"], "NOWHERE"),
+    (["quickstart", "--data", "NOWHERE"], "NOWHERE"),
+    (["recipes", "nothing"], "nothing"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), MISTAKES, ids=[" ".join(a) or "(nothing)" for a, _ in MISTAKES])
+def test_mistake(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) in (1, 2)
+    error = capsys.readouterr().err
+    assert words in error and "Traceback" not in error
+    assert len(error.strip().splitlines()) == 1, error
+    assert list(tmp_path.iterdir()) == [], "a mistake leaves nothing behind"
+
+
+def test_an_empty_source_is_named(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert main(["convert", str(tmp_path / "empty"), str(tmp_path / "s.zarr")]) == 1
+    error = capsys.readouterr().err
+    assert "empty" in error and "Traceback" not in error
+
+
+def test_every_verb_has_help_with_an_example(capsys):
+    for verb in _verbs():
+        with pytest.raises(SystemExit) as stop:
+            main([verb, "--help"])
+        assert stop.value.code == 0
+        assert f"example: ssl3d {verb}" in capsys.readouterr().out
+
+
+def test_recipes_are_listed_printed_and_copied(tmp_path, capsys):
+    assert main(["recipes"]) == 0
+    assert "mae_resenc_l" in capsys.readouterr().out
+    assert main(["recipes", "mae_resenc_l"]) == 0
+    printed = capsys.readouterr().out
+    assert main(["copy", "mae_resenc_l", str(tmp_path / "mine.yaml")]) == 0
+    assert (tmp_path / "mine.yaml").read_text() == printed
+    assert main(["copy", "mae_resenc_l", str(tmp_path / "mine.yaml")]) == 2
+
+
+def test_debug_shows_the_traceback(capsys):
+    assert main(["--debug", "train", "mae_resenc_x"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys; from ssl3d.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -1,0 +1,239 @@
+"""The loop: exact resume, what a run directory holds, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from ssl3d import checkpoint
+from ssl3d.config import ConfigError, load
+from ssl3d.log import read_metrics
+from ssl3d.tasks.mae import MAE
+from ssl3d.train import TrainingStopped, train
+
+
+def without_time(run):
+    lines = read_metrics(run / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
+
+
+def assert_same_run(a, b):
+    one, two = checkpoint.open_run(a), checkpoint.open_run(b)
+    assert one["step"] == two["step"]
+    for part in ("model", "average"):
+        if one[part] is not None:
+            assert one[part].keys() == two[part].keys()
+            assert all(torch.equal(one[part][k], two[part][k]) for k in one[part])
+    assert without_time(a) == without_time(b)
+
+
+class Stop(Exception):
+    """Raised by a test in mid-run."""
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """stop_after(n): the objective raises Stop in its n-th forward pass."""
+
+    def arm(n: int) -> None:
+        calls = []
+        original = MAE.forward
+
+        def forward(self, batch, preview=False):
+            calls.append(1)
+            if len(calls) == n:
+                monkeypatch.setattr(MAE, "forward", original)
+                raise Stop
+            return original(self, batch, preview)
+
+        monkeypatch.setattr(MAE, "forward", forward)
+
+    return arm
+
+
+SGD = ["optim.name=sgd", "optim.ema=0.9", "optim.clip_norm=1.0", "run.accumulate=2"]
+
+
+@pytest.mark.parametrize("overrides", [[], SGD], ids=["adamw", "sgd"])
+@pytest.mark.parametrize("at", [1, 4, 6])
+def test_resume_is_exact(tiny, tmp_path, stop_after, overrides, at):
+    whole = train(tiny(*overrides, f"run.dir={tmp_path / 'whole'}"))
+    broken = tiny(*overrides, f"run.dir={tmp_path / 'broken'}")
+    stop_after(at * broken.run.accumulate)
+    with pytest.raises(Stop):
+        train(broken)
+    train(broken)
+    assert_same_run(whole, tmp_path / "broken")
+
+
+def test_another_number_of_workers_or_micro_batches_sees_the_same_samples(tiny, tmp_path):
+    one = train(tiny(f"run.dir={tmp_path / 'one'}"))
+    two = train(tiny(f"run.dir={tmp_path / 'two'}", "data.workers=2"))
+    assert_same_run(one, two)
+    three = train(tiny(f"run.dir={tmp_path / 'three'}", "run.accumulate=2", "run.precision=64-true"))
+    four = train(tiny(f"run.dir={tmp_path / 'four'}", "run.precision=64-true"))
+    a, b = (checkpoint.open_run(r)["model"] for r in (three, four))
+    assert max(float((a[k] - b[k]).abs().max()) for k in a) < 1e-9
+
+
+def test_a_run_directory_holds_what_it_promises(tiny, tmp_path):
+    run = train(tiny("run.preview_every=4", "run.holdout_every=4", "data.holdout=0.2"))
+    saved = load(OmegaConf.to_container(OmegaConf.load(run / "recipe.yaml")))
+    assert saved == tiny("run.preview_every=4", "run.holdout_every=4", "data.holdout=0.2")
+    assert json.loads((run / "environment.json").read_text())["packages"]["torch"]
+    seen = pd.read_parquet(run / "seen.parquet")
+    assert list(seen.columns) == ["fingerprint", "perceptual_hash", "subject"]
+    assert len(seen) == 5, "the held-out subject is not among those trained on"
+    assert sorted(p.name for p in (run / "previews").iterdir()) == ["step_00000004.png", "step_00000008.png"]
+    lines = read_metrics(run / "metrics.jsonl")
+    assert [line["step"] for line in lines if "loss" in line] == [3, 6, 8]
+    assert [line["step"] for line in lines if "holdout/loss" in line] == [4, 8]
+
+
+def test_previews_and_holdout_change_nothing(tiny, tmp_path):
+    plain = train(tiny(f"run.dir={tmp_path / 'plain'}", "data.holdout=0.2"))
+    watched = train(
+        tiny(f"run.dir={tmp_path / 'watched'}", "data.holdout=0.2", "run.preview_every=1", "run.holdout_every=1")
+    )
+    a, b = (checkpoint.open_run(r)["model"] for r in (plain, watched))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_excluded_subjects_are_never_seen(tiny, tmp_path):
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps({"pool": ["patient0"], "validation": ["patient1"], "test": ["patient2", "patient3"]}))
+    run = train(tiny(f"data.exclude={split}", "run.steps=1"))
+    assert set(pd.read_parquet(run / "seen.parquet")["subject"]) == {"patient0", "patient4", "patient5"}
+
+
+def test_backbone_and_objective_come_back(tiny):
+    run = train(tiny())
+    backbone, objective = checkpoint.load_backbone(run), checkpoint.load_objective(run)
+    x = torch.randn(1, 1, 8, 16, 12)
+    for a, b in zip(backbone.encode(x), objective.backbone.encode(x)):
+        assert torch.equal(a, b)
+
+
+def test_init_from_a_run(tiny, tmp_path):
+    run = train(tiny())
+    again = tiny(f"run.dir={tmp_path / 'again'}", f"model.init={run}", "model.init_part=encoder", "optim.lr=1e-12",
+                 "run.steps=1", "optim.weight_decay=0")  # fmt: skip
+    before, after = checkpoint.load_backbone(run), checkpoint.load_backbone(train(again))
+    encoder = before.encoder_parameter_names()
+    for name, value in before.state_dict().items():
+        same = torch.allclose(value, after.state_dict()[name], atol=1e-6)
+        assert same or name not in encoder, name
+    wrong = [f"run.dir={tmp_path / 'wrong'}", f"model.init={run}", "model.arch_kwargs.features_per_stage=[4,6]"]
+    with pytest.raises(ValueError, match=r"model\.init: .* is \("):
+        train(tiny(*wrong))
+
+
+def test_finished_run_is_left_alone(tiny):
+    run = train(tiny())
+    stamp = (run / "checkpoints" / "last.pt").stat().st_mtime_ns
+    assert train(tiny()) == run
+    assert (run / "checkpoints" / "last.pt").stat().st_mtime_ns == stamp
+
+
+def test_another_recipe_is_refused_in_the_same_directory(tiny):
+    train(tiny())
+    with pytest.raises(ConfigError, match=r"task\.mask_ratio is 0\.6, but the run .* was started with 0\.75"):
+        train(tiny("task.mask_ratio=0.6", "run.steps=9"))
+
+
+def test_damaged_last_checkpoint_falls_back(tiny, tmp_path, capsys):
+    whole = train(tiny(f"run.dir={tmp_path / 'whole'}"))
+    run = train(tiny())
+    path = run / "checkpoints" / "last.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    train(tiny())
+    assert "damaged" in capsys.readouterr().out
+    assert_same_run(whole, run)
+
+
+def test_nan_stops_with_step_and_samples_and_keeps_the_last_good(tiny, monkeypatch):
+    original = MAE.forward
+
+    def forward(self, batch, preview=False):
+        out = original(self, batch, preview)
+        if self.steps_seen == 5:
+            out["loss"] = out["loss"] * float("nan")
+        self.steps_seen += 1
+        return out
+
+    monkeypatch.setattr(MAE, "steps_seen", 0, raising=False)
+    monkeypatch.setattr(MAE, "forward", forward)
+    recipe = tiny()
+    with pytest.raises(TrainingStopped, match=r"loss became NaN or Inf at step 5, with samples v\d@.*, v\d@"):
+        train(recipe)
+    content = checkpoint.open_run(recipe.run.dir)
+    assert content["step"] == 4
+    assert all(torch.isfinite(v).all() for v in content["model"].values())
+
+
+def test_checkpoint_is_plain(tiny):
+    run = train(tiny("run.steps=1"))
+    content = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+    assert "patient" not in str({k: v for k, v in content.items() if k not in ("model", "optimizer")})
+
+
+def run_in_process(recipe_file, *overrides):
+    return subprocess.Popen(
+        [sys.executable, "-m", "ssl3d", "train", str(recipe_file), *overrides],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_ranks_are_one_rank(tiny, tmp_path):
+    recipe = tiny("run.precision=64-true", "run.steps=4", "data.batch_size=4")
+    file = tmp_path / "recipe.yaml"
+    OmegaConf.save(OmegaConf.create(recipe.to_dict()), file)
+    one = train(tiny("run.precision=64-true", "run.steps=4", "data.batch_size=4", f"run.dir={tmp_path / 'one'}"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517",
+               "-m", "ssl3d", "train", str(file)]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=110)
+    a, b = (checkpoint.open_run(r)["model"] for r in (one, recipe.run.dir))
+    assert max(float((a[k] - b[k]).abs().max()) for k in a) < 1e-9
+    for x, y in zip(without_time(one), without_time(tmp_path / "run")):
+        assert x["loss"] == pytest.approx(y["loss"], rel=1e-9)
+
+
+def kill_series(tiny, tmp_path, kills, steps, seed):
+    recipe = tiny(f"run.steps={steps}", "run.checkpoint_every=7", "run.log_every=1", "data.workers=1")
+    file = tmp_path / "recipe.yaml"
+    OmegaConf.save(OmegaConf.create(recipe.to_dict()), file)
+    assert run_in_process(file, f"run.dir={tmp_path / 'whole'}").wait() == 0
+    rng = random.Random(seed)
+    metrics = tmp_path / "broken" / "metrics.jsonl"
+    for at in sorted(rng.sample(range(2, steps - 2), kills)):
+        process = run_in_process(file, f"run.dir={tmp_path / 'broken'}")
+        while process.poll() is None:
+            if (lines := read_metrics(metrics)) and lines[-1]["step"] >= at:
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.002)
+        process.wait()
+        assert process.returncode == -signal.SIGKILL, process.stderr.read()
+    assert run_in_process(file, f"run.dir={tmp_path / 'broken'}").wait() == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+@pytest.mark.slow
+def test_killed_twice(tiny, tmp_path):
+    kill_series(tiny, tmp_path, kills=2, steps=40, seed=0)
+
+
+@pytest.mark.acceptance
+def test_killed_five_times_in_sixty_steps(tiny, tmp_path):
+    kill_series(tiny, tmp_path, kills=5, steps=60, seed=time.time_ns())
