@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from ssl3d.data.subjects import matching
+
 SEEN_FILE = "seen.parquet"
 
 
@@ -23,18 +25,16 @@ def find_seen(source: Path) -> Path | None:
 def check_leak(source: Path, test: pd.DataFrame, allow_leak: bool) -> list[str]:
     """Compare the test volumes (index rows) with what the run was trained on: -> warnings for the report.
 
-    Volumes are compared by fingerprint and by subject: either alone misses a copy under another name, or another scan
-    of the same patient. A bare file without seen.parquet cannot be checked and says so.
+    Volumes are compared by fingerprint and by subject (raw or hashed): either alone misses a copy under another name,
+    or another scan of the same patient. A bare file without seen.parquet cannot be checked and says so.
     Raises LeakError with the number and the first of the leaked patients, unless `allow_leak`.
     """
     path = find_seen(source)
     if path is None:
-        return [
-            f"{source} comes without {SEEN_FILE}: whether its pre-training saw test patients could not be checked."
-        ]
+        return [f"{source} comes without {SEEN_FILE}: whether its pre-training saw test patients could not be checked."]
     seen = pd.read_parquet(path, columns=["fingerprint", "subject"])
     same_scan = test["fingerprint"].isin(_known(seen["fingerprint"]))
-    same_subject = test["subject"].isin(_known(seen["subject"]))
+    same_subject = test["subject"].isin(matching(set(test["subject"]), _known(seen["subject"])))
     leaked = test[same_scan | same_subject]
     if leaked.empty:
         return []

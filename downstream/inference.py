@@ -14,10 +14,9 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, orn
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
-from torch.nn import functional as F
 
 from ssl3d.data.format import LABELS, LABELS_ORIGINAL, VALID, VOLUMES, VolumeAttributes
-from ssl3d.data.normalise import auto
+from ssl3d.data.normalise import resolve
 from ssl3d.data.store import Store
 from ssl3d.regions import RegionBatch, Size3
 
@@ -38,22 +37,27 @@ class Reference:
     ignore: int | None
 
 
+def read_whole(store: Store, row: int, kind: str) -> NDArray[Any]:
+    """A whole stored array (C,Z,Y,X)."""
+    _, z, y, x = store.shape(row, kind)
+    return store.read(row, (0, 0, 0), (z, y, x), kind=kind)
+
+
 def read_image(store: Store, row: int, normalise: str | dict[str, Any] = "auto") -> Tensor:
     """A whole stored volume (1,C,Z,Y,X), normalised float32, invalid voxels as air: what the loop shows a network."""
-    size = store.shape(row, VOLUMES)[-3:]
-    entry = store.index.iloc[row]
-    numbers = auto(store, row) if normalise == "auto" else normalise
+    numbers = resolve(normalise, store, row)
     columns = {k: torch.tensor(numbers[k], dtype=torch.float32)[None] for k in ("low", "high", "mean", "std")}
-    valid = store.read(row, (0, 0, 0), size, kind=VALID) if entry.has_valid else None
+    image = read_whole(store, row, VOLUMES)
+    valid = read_whole(store, row, VALID) if store.cell("has_valid", row) else None
     batch = RegionBatch(
-        image=torch.from_numpy(store.read(row, (0, 0, 0), size, kind=VOLUMES))[None],
-        slope=torch.tensor(entry.scale, dtype=torch.float32)[None],
-        intercept=torch.tensor(entry.offset, dtype=torch.float32)[None],
+        image=torch.from_numpy(image)[None],
+        slope=torch.tensor(store.cell("scale", row), dtype=torch.float32)[None],
+        intercept=torch.tensor(store.cell("offset", row), dtype=torch.float32)[None],
         start=torch.zeros(1, 3, dtype=torch.long),
-        volume_shape=torch.tensor([list(size)]),
-        spacing=torch.tensor([list(entry.spacing)], dtype=torch.float32),
-        affine=torch.tensor(np.asarray(entry.affine, dtype=np.float64).reshape(1, 4, 4)),
-        foreground_box=torch.tensor(np.asarray(entry.foreground_box).reshape(1, 2, 3)),
+        volume_shape=torch.tensor([image.shape[1:]]),
+        spacing=torch.tensor([list(store.cell("spacing", row))], dtype=torch.float32),
+        affine=torch.tensor(np.asarray(store.cell("affine", row), dtype=np.float64).reshape(1, 4, 4)),
+        foreground_box=torch.tensor(np.asarray(store.cell("foreground_box", row)).reshape(1, 2, 3)),
         volume=torch.tensor([row]),
         seed=torch.zeros(1, dtype=torch.long),
         valid=None if valid is None else torch.from_numpy(valid.astype(bool))[None],
@@ -75,12 +79,12 @@ def original_affine(attributes: VolumeAttributes) -> NDArray[np.float64]:
 def read_reference(store: Store, row: int) -> Reference:
     """The manual segmentation of a volume on its original grid; on the stored grid where the store keeps no other."""
     attributes, info = store.attributes(row), store.label_info(row)
-    kind = LABELS_ORIGINAL if store.index.iloc[row].has_label_original else LABELS
+    kind = LABELS_ORIGINAL if store.cell("has_label_original", row) else LABELS
     affine = original_affine(attributes) if kind == LABELS_ORIGINAL else np.asarray(attributes.affine, dtype=np.float64)
-    label = store.read(row, (0, 0, 0), store.shape(row, kind)[-3:], kind=kind)[0]
+    label = read_whole(store, row, kind)[0]
     spacing = tuple(float(v) for v in nib.affines.voxel_sizes(affine))
     assert len(spacing) == 3
-    return Reference(label, affine, spacing, None if info is None else info.ignore)
+    return Reference(label, affine, spacing, info.ignore)
 
 
 def pad_to(image: Tensor, window: Size3) -> tuple[Tensor, tuple[int, int, int]]:
@@ -90,9 +94,13 @@ def pad_to(image: Tensor, window: Size3) -> tuple[Tensor, tuple[int, int, int]]:
     """
     missing = [max(0, w - n) for w, n in zip(window, image.shape[2:])]
     before = (missing[0] // 2, missing[1] // 2, missing[2] // 2)
-    padding = [p for b, m in zip(reversed(before), reversed(missing)) for p in (b, m - b)]
-    air = image.amin(dim=(2, 3, 4), keepdim=True)
-    return F.pad(image - air, padding) + air, before
+    if not any(missing):
+        return image, before
+    shape = [n + m for n, m in zip(image.shape[2:], missing)]
+    padded = image.amin(dim=(2, 3, 4), keepdim=True).repeat(1, 1, *shape)
+    z, y, x = (slice(b, b + n) for b, n in zip(before, image.shape[2:]))
+    padded[:, :, z, y, x] = image
+    return padded, before
 
 
 def window_starts(size: int, window: int, overlap: float) -> NDArray[np.int64]:
@@ -103,7 +111,11 @@ def window_starts(size: int, window: int, overlap: float) -> NDArray[np.int64]:
 
 @torch.no_grad()
 def predict(
-    network: Callable[[Tensor], Tensor], image: Tensor, window: Size3, overlap: float, device: torch.device | str = "cpu"
+    network: Callable[[Tensor], Tensor],
+    image: Tensor,
+    window: Size3,
+    overlap: float,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """Gaussian-weighted sliding window: normalised (1,C,Z,Y,X) -> outputs (K,Z,Y,X) float32 on the CPU.
 

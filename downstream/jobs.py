@@ -20,10 +20,10 @@ Job = TypeVar("Job")
 
 def count_workers(workers: int | Literal["auto"], threads: int, jobs: int) -> int:
     """Processes to use: `auto` fills the CPU cores with `threads` each, or takes one for each GPU."""
-    if workers == "auto":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = torch.cuda.device_count() or max(1, cores // threads)
-    return max(1, min(workers, jobs))
+    if workers != "auto":
+        return max(1, min(workers, jobs))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(torch.cuda.device_count() or cores // threads, jobs))
 
 
 @contextmanager
@@ -44,7 +44,7 @@ class Pool:
     Workers are fresh processes (spawn: neither zarr nor CUDA survives a fork) and die with their parent.
     """
 
-    def __init__(self, function: Callable[[Any, Job], None], shared: Any, workers: int, threads: int) -> None:
+    def __init__(self, function: Callable[[Any, Any], None], shared: Any, workers: int, threads: int) -> None:
         self.function, self.shared, self.threads = function, shared, threads
         self.executor: ProcessPoolExecutor | None = None
         if workers > 1:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from downstream.arms import Arm
 from downstream.context import Cell, Context
 from downstream.heads import StageHead
-from downstream.inference import pad_to, predict, read_image, window_starts
+from downstream.inference import pad_to, predict, read_image, read_whole, window_starts
 from downstream.scoring import finish, keep_picture, score_case
 from ssl3d.data.format import LABELS, VALID
 from ssl3d.models.backbone import Backbone
@@ -111,15 +111,14 @@ def _training_voxels(
 def class_indices(context: Context, row: int) -> NDArray[np.int64]:
     """Stored labels (Z,Y,X) as indices of the suite's classes, 0 background, -1 where nothing may be learnt."""
     store = context.store
-    size = store.shape(row, LABELS)[-3:]
-    label = store.read(row, (0, 0, 0), size, kind=LABELS)[0]
+    label = read_whole(store, row, LABELS)[0]
     index = np.zeros(label.shape, dtype=np.int64)
     for i, value in enumerate(context.classes, start=1):
         index[label == value] = i
     if context.ignore is not None:
         index[label == context.ignore] = -1
-    if store.index.iloc[row].has_valid:
-        index[store.read(row, (0, 0, 0), size, kind=VALID)[0] == 0] = -1
+    if store.cell("has_valid", row):
+        index[read_whole(store, row, VALID)[0] == 0] = -1
     return index
 
 
@@ -203,8 +202,7 @@ def stack(classifiers: Sequence[LinearClassifier], channels: Sequence[int]) -> S
     head = StageHead(channels, sum(len(c.bias) for c in classifiers))
     weight = torch.from_numpy(np.concatenate([c.weight for c in classifiers])).float()
     parts = weight.split(list(channels), dim=1)
-    with torch.no_grad():
-        for projection, part in zip(head.projections, parts):
-            projection.weight.copy_(part[:, :, None, None, None])
-        head.projections[0].bias.copy_(torch.from_numpy(np.concatenate([c.bias for c in classifiers])).float())
+    state = {f"projections.{i}.weight": part[:, :, None, None, None] for i, part in enumerate(parts)}
+    state["projections.0.bias"] = torch.from_numpy(np.concatenate([c.bias for c in classifiers])).float()
+    head.load_state_dict(state)
     return head.requires_grad_(False).eval()

@@ -89,7 +89,7 @@ def read_results(path: Path) -> pd.DataFrame:
     path = path / RESULTS_FILE if path.is_dir() else path
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: give a directory written by ssl3d evaluate")
-    text = {name: str for name in ("suite", "dataset", "arm", "run", "init", "schedule", "split")} | _TEXT
+    text = dict.fromkeys(("suite", "dataset", "arm", "run", "init", "schedule", "split"), str) | _TEXT
     table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values={"value": [""], "pretrain_seed": [""]})
     missing = [name for name in COLUMNS if name not in table.columns]
     if missing:

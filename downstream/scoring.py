@@ -26,7 +26,7 @@ def score_case(context: Context, patient: str, row: int, probabilities: NDArray[
     prediction = to_labels(on_grid, list(context.classes))
     suite = context.suite
     scores = score(prediction, reference.label, context.classes, reference.spacing, suite.metrics, reference.ignore)
-    case = str(store.index.iloc[row].id)
+    case = store.volume_id(row)
     return [
         {"patient": patient, "case": case, "label": label, "metric": metric, "value": value}
         for label, metric, value in scores
@@ -41,12 +41,12 @@ def finish(context: Context, cell: Cell, rows: Sequence[dict[str, Any]]) -> None
 def keep_picture(context: Context, cell: Cell, row: int, probabilities: NDArray[np.floating]) -> None:
     """Keep the prediction of a picture case on the stored grid, where the image is."""
     if row in cell.pictures:
-        labels = to_labels(probabilities, list(context.classes)).astype(np.int16)
+        labels = to_labels(probabilities, list(context.classes)).astype(np.int32)
         write_atomic(picture_path(context, cell, row), _npy(labels))
 
 
 def picture_path(context: Context, cell: Cell, row: int) -> Path:
-    return context.out / CELLS / f"{context.key(cell)}_{context.store.index.iloc[row].id}.npy"
+    return context.out / CELLS / f"{context.key(cell)}_{context.store.volume_id(row)}.npy"
 
 
 def done(context: Context, cell: Cell) -> bool:
@@ -63,12 +63,11 @@ def _npy(array: NDArray[Any]) -> bytes:
 
 def grid_warning(context: Context, patients: Sequence[str]) -> list[str]:
     """A sentence when some test volumes have no labels on their original grid and are scored on the stored one."""
-    index = context.store.index
-    without = [row for row in context.rows_of(tuple(patients)) if not index.iloc[row].has_label_original]
+    store = context.store
+    without = [row for row in context.rows_of(tuple(patients)) if not store.cell("has_label_original", row)]
     if not without:
         return []
-    first = index.iloc[without[0]].id
     return [
-        f"{len(without)} test volume(s), first '{first}', have no {LABELS_ORIGINAL} in the store: they are scored on the "
-        "stored grid."
+        f"{len(without)} test volume(s), first '{store.volume_id(without[0])}', have no {LABELS_ORIGINAL} in the "
+        "store: they are scored on the stored grid."
     ]

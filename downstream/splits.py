@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from downstream.results import write_atomic
+from ssl3d.data.subjects import matching
 from ssl3d.seeding import numpy_generator
 
 FIELDS = ("pool", "validation", "test")
@@ -35,7 +36,7 @@ class Split:
 def load_split(path: Path) -> Split:
     """Read and check a split file. Raises FileNotFoundError or ValueError naming it, the field and the patient."""
     if not path.exists():
-        raise FileNotFoundError(f"the split file {path} does not exist: write one with the fields pool, validation, test")
+        raise FileNotFoundError(f"there is no split file {path}: write one with the fields pool, validation and test")
     try:
         content = json.loads(path.read_text())
     except json.JSONDecodeError as error:
@@ -58,15 +59,28 @@ def load_split(path: Path) -> Split:
     return split
 
 
-def check_patients(split: Split, subjects: Collection[str], path: Path, store: Path) -> None:
-    """Raise ValueError when a patient of the split file `path` has no labelled volume among the store's `subjects`."""
+def resolve(split: Split, subjects: Collection[str], path: Path, store: Path) -> Split:
+    """The split in the subjects of a store, whichever of the two is hashed.
+
+    `subjects`: those of the store that have labels. Raises ValueError naming the split file `path` and the first
+    patient without a labelled volume, or the first two that are the same subject.
+    """
+    found: dict[str, str] = {}
     for name in FIELDS:
-        absent = sorted(set(getattr(split, name)) - set(subjects))
+        patients = getattr(split, name)
+        own = {p: p if p in subjects else next(iter(matching(subjects, [p])), None) for p in patients}
+        absent = [p for p in patients if own[p] is None]
         if absent:
             raise ValueError(
-                f"the split file {path} names {len(absent)} patient(s) in '{name}' without a labelled volume in {store}, "
-                f"first '{absent[0]}': correct the split or the store"
+                f"the split file {path} names {len(absent)} patient(s) in '{name}' without a labelled volume in "
+                f"{store}, first '{absent[0]}': correct the split or the store"
             )
+        found |= {p: subject for p, subject in own.items() if subject is not None}
+    if len(set(found.values())) < len(found):
+        subject = next(s for s in found.values() if list(found.values()).count(s) > 1)
+        twins = [p for p, s in found.items() if s == subject]
+        raise ValueError(f"the split file {path} names one subject twice, as '{twins[0]}' and '{twins[1]}'")
+    return Split(*(tuple(sorted(found[p] for p in getattr(split, name))) for name in FIELDS))
 
 
 def draw_split(patients: Collection[str], validation: int, test: int, seed: int) -> Split:

@@ -1,0 +1,169 @@
+"""evaluate(runs, suite, out): every arm through every measure of a suite, cell by cell, then the report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
+
+from downstream.arms import Arm
+from downstream.cases import write_cases
+from downstream.context import FINETUNE, PROBE, TEST, Cell, Context, describe
+from downstream.finetune import WORK, run_finetune
+from downstream.jobs import Pool, count_workers
+from downstream.plan import best_rates, probe_cells, search_cells, test_cells
+from downstream.probe import run_probe
+from downstream.report import write_report
+from downstream.results import read_cell, write_atomic, write_results
+from downstream.scoring import done
+from downstream.setup import prepare
+from downstream.splits import Split
+from downstream.suite import load_suite
+from ssl3d.environment import environment
+from ssl3d.terminal import Meter, progress, say
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process computes at a time: a fine-tuning cell, or all probe cells of one encoder."""
+
+    cells: tuple[Cell, ...]
+
+
+def evaluate(
+    runs: Sequence[str | Path], suite: str | Path | Mapping[str, Any], out: str | Path, overrides: Sequence[str] = ()
+) -> Path:
+    """Judge runs (or weights files) by a suite against scratch; returns OUT/report.html.
+
+    Finished cells are kept in OUT/cells: the same call again computes what is missing, and a call with one more run
+    computes that run. Raises ValueError (ConfigError, LeakError) or FileNotFoundError, one plain sentence each.
+    """
+    settings = load_suite(suite, overrides)
+    out = Path(out)
+    context, split, arms, warnings = prepare(runs, settings, out)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out / ".lock", timeout=0):
+            return _evaluate(context, split, arms, warnings)
+    except Timeout:
+        raise ValueError(f"{out} is in use by another evaluation: wait for it, or give another --out") from None
+
+
+def _evaluate(context: Context, split: Split, arms: list[Arm], warnings: list[str]) -> Path:
+    out, suite = context.out, context.suite
+    for warning in warnings:
+        say(f"warning: {warning}", error=True)
+    probes, search = probe_cells(context, split, arms), search_cells(context, split, arms)
+    rates: dict[str, float] = {}
+    finetune = suite.measures.finetune
+    trainings = len(test_cells(context, split, arms, {arm.name: 0.0 for arm in arms}))
+    first = _jobs(context, [*probes, *search])
+    workers = count_workers(suite.workers, suite.threads, max(len(first), trainings))
+    total = len(probes) + len(search) + trainings
+    with Pool(run_job, context, workers, suite.threads) as pool, progress(f"evaluate {suite.name}", total) as bar:
+        meter = _Meter(bar, total)
+        _run(pool, first, meter, len(probes) + len(search))
+        if finetune is not None:
+            rates = best_rates(arms, finetune.optim.lr, _search_results(context, search))
+        tests = test_cells(context, split, arms, rates)
+        _run(pool, _jobs(context, tests), meter, total)
+    shutil.rmtree(out / WORK, ignore_errors=True)
+    write_results(_results(context, [*probes, *search, *tests]), out)
+    _write_json(out / "arms.json", {arm.name: arm.to_json() | _chosen(arm, rates) for arm in arms})
+    _write_json(out / "environment.json", environment() | {"workers": workers, "threads": suite.threads})
+    _write_json(out / "warnings.json", warnings)
+    write_atomic(out / "suite.yaml", OmegaConf.to_yaml(OmegaConf.create(suite.to_dict())).encode())
+    write_cases(context, split, [c for c in (*probes, *tests) if c.pictures])
+    return write_report(out)
+
+
+def run_job(context: Context, job: Job) -> None:
+    """Compute and store the cells of a job, in this process."""
+    cell = job.cells[0]
+    if cell.measure == FINETUNE:
+        run_finetune(context, cell)
+    else:
+        run_probe(context, cell.arm, cell.seed, job.cells)
+
+
+def _jobs(context: Context, cells: Sequence[Cell]) -> list[Job]:
+    """The cells that are not stored yet, those that share an encoder together.
+
+    Two arms of equal weights share their cells: they are computed once.
+    """
+    groups: dict[tuple[Any, ...], dict[str, Cell]] = {}
+    for cell in cells:
+        if done(context, cell):
+            continue
+        key = context.key(cell)
+        random = cell.seed if cell.arm.is_scratch else None  # scratch draws an encoder for each seed
+        group = (PROBE, cell.arm.digest, random) if cell.measure == PROBE else (FINETUNE, key)
+        groups.setdefault(group, {})[key] = cell
+    jobs = [Job(tuple(group.values())) for group in groups.values()]
+    return sorted(jobs, key=lambda job: -len(job.cells))  # the longest first, so that no process idles at the end
+
+
+@dataclass
+class _Meter:
+    """Progress in cells."""
+
+    bar: Meter
+    total: int
+    count: int = 0
+
+    def add(self, job: Job) -> None:
+        self.count += len(job.cells)
+        self.bar.update(min(self.count, self.total), describe(job.cells[-1]))
+
+
+def _run(pool: Pool, jobs: Sequence[Job], meter: _Meter, end: int) -> None:
+    """Run the jobs of a stage; `end`: cells done after it, those found finished included."""
+    meter.count = end - sum(len(job.cells) for job in jobs)
+    for job in pool.run(jobs):
+        meter.add(job)
+
+
+def _search_results(context: Context, search: Sequence[Cell]) -> pd.DataFrame:
+    tables = [read_cell(context.out, context.key(cell)).assign(arm=cell.arm.name, lr=cell.lr) for cell in search]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _chosen(arm: Arm, rates: Mapping[str, float]) -> dict[str, Any]:
+    return {"lr": rates[arm.name]} if rates else {}
+
+
+def _results(context: Context, cells: Sequence[Cell]) -> pd.DataFrame:
+    """results.csv from the stored cells, in the order of the plan, which no process and no order of runs changes."""
+    suite = context.suite
+    finetune = suite.measures.finetune
+    tables = []
+    for cell in cells:
+        arm, trained = cell.arm, cell.measure == FINETUNE
+        assert not trained or finetune is not None
+        columns: dict[str, Any] = {
+            "suite": suite.name,
+            "dataset": suite.dataset_name,
+            "arm": arm.name,
+            "run": arm.run,
+            "pretrain_seed": arm.pretrain_seed,
+            "init": "random" if arm.is_scratch else finetune.transfer if trained and finetune else "encoder",
+            "schedule": cell.measure if cell.split == TEST else f"{cell.measure} lr={cell.lr:g}",
+            "n_labelled": cell.n_labelled,
+            "subset": cell.seed,
+            "seed": cell.seed,
+            "step": finetune.steps if trained and finetune else 0,
+            "split": cell.split,
+        }
+        tables.append(read_cell(context.out, context.key(cell)).assign(**columns))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())

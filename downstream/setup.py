@@ -1,0 +1,118 @@
+"""Check everything an evaluation needs before anything is trained: store, classes, split, runs, leaks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from downstream.arms import Arm, make_arms
+from downstream.context import Context, store_digest
+from downstream.guard import check_leak
+from downstream.scoring import grid_warning
+from downstream.splits import Split, load_split, resolve
+from downstream.suite import Suite, largest_n
+from ssl3d.data.store import Store, open_store
+from ssl3d.schema import did_you_mean
+
+
+def prepare(runs: Sequence[str | Path], suite: Suite, out: Path) -> tuple[Context, Split, list[Arm], list[str]]:
+    """(context, split, arms, warnings for the report).
+
+    Raises FileNotFoundError or ValueError, one sentence that names the run, file, key or patient at fault.
+    """
+    for run in runs:
+        if not Path(run).exists():
+            raise FileNotFoundError(f"there is no run or weights file '{run}'")
+    store = open_store(suite.store)
+    rows = labelled_rows(store)
+    classes, ignore = label_classes(store, [row for own in rows.values() for row in own], suite.classes)
+    split = resolve(load_split(Path(suite.split)), rows, Path(suite.split), Path(suite.store))
+    _check_amounts(suite, split)
+    context = Context(suite, out, rows, classes, ignore, store_digest(store))
+    test = store.index.iloc[context.rows_of(split.test)]
+    warnings = [w for run in sorted(map(str, runs)) for w in check_leak(Path(run), test, suite.allow_leak)]
+    arms = make_arms(runs)
+    _check_arms(suite, store, context, arms)
+    return context, split, arms, warnings + grid_warning(context, split.test)
+
+
+def labelled_rows(store: Store) -> dict[str, tuple[int, ...]]:
+    """{patient: store rows of his labelled volumes}, in the order of volume ids. Raises ValueError when none is."""
+    found: dict[str, list[int]] = {}
+    labelled = store.index[store.index["has_label"]].sort_values("id")
+    for row, subject in zip(labelled.index, labelled["subject"]):
+        found.setdefault(str(subject), []).append(int(row))
+    if not found:
+        raise ValueError(f"the store {store.path} has no labels: convert it with --labels, or name another as store=")
+    return {subject: tuple(rows) for subject, rows in found.items()}
+
+
+def label_classes(store: Store, rows: Sequence[int], chosen: Sequence[str] | None) -> tuple[dict[int, str], int | None]:
+    """({label value: class name} sorted by value, ignore value) of the labelled volumes, the `chosen` names only.
+
+    Raises ValueError naming the class or volume when volumes disagree or a chosen class does not exist.
+    """
+    classes: dict[int, str] = {}
+    ignores = {}
+    for row in rows:
+        info = store.label_info(row)
+        ignores[info.ignore] = store.volume_id(row)
+        for value, name in info.classes.items():
+            if classes.setdefault(value, name) != name:
+                raise ValueError(
+                    f"volume {store.volume_id(row)} of {store.path} calls label {value} '{name}', another one calls it "
+                    f"'{classes[value]}': convert the volumes with one list of classes"
+                )
+    if len(ignores) > 1:
+        raise ValueError(
+            f"the labels of {store.path} have different ignore values ({', '.join(map(str, ignores))}, for example in "
+            f"{' and '.join(ignores.values())}): convert them with one"
+        )
+    ignore = next(iter(ignores))
+    classes = {value: classes[value] for value in sorted(classes) if value not in (0, ignore)}
+    for name in chosen or ():
+        if name not in classes.values():
+            hint = did_you_mean(name, [*classes.values()])
+            raise ValueError(f"classes: the store {store.path} has no class '{name}'{hint}")
+    if chosen is not None:
+        classes = {value: name for value, name in classes.items() if name in chosen}
+    if not classes:
+        raise ValueError(f"the labels of {store.path} name no class besides background: there is nothing to score")
+    return classes, ignore
+
+
+def _check_amounts(suite: Suite, split: Split) -> None:
+    most = largest_n(suite)
+    if most > len(split.pool):
+        raise ValueError(
+            f"n_labelled asks for {most} labelled patients, but the pool of {suite.split} has {len(split.pool)}: "
+            "lower n_labelled or enlarge the pool"
+        )
+    if not split.test:
+        raise ValueError(f"the split file {suite.split} names no test patient")
+    finetune = suite.measures.finetune
+    if finetune and len(finetune.optim.lr) > 1 and not split.validation:
+        raise ValueError(
+            f"measures.finetune.optim.lr has {len(finetune.optim.lr)} rates to choose from, but {suite.split} names no "
+            "validation patient: give one rate, or validation patients"
+        )
+
+
+def _check_arms(suite: Suite, store: Store, context: Context, arms: Sequence[Arm]) -> None:
+    """The networks fit the images and the patches."""
+    channels = sorted({int(store.cell("channels", row)) for rows in context.rows.values() for row in rows})
+    measures = (("probe", suite.measures.probe), ("finetune", suite.measures.finetune))
+    for arm in arms:
+        backbone = arm.backbone(0)
+        if channels != [backbone.in_channels]:
+            found = " and ".join(map(str, channels))
+            raise ValueError(
+                f"{arm.run or arm.name} takes {backbone.in_channels} channel(s), the labelled volumes of {suite.store} "
+                f"have {found}: evaluate on a store of as many channels"
+            )
+        for name, measure in measures:
+            if measure is not None:
+                try:
+                    backbone.check_size(measure.patch_size)
+                except ValueError as error:
+                    raise ValueError(f"measures.{name}.patch_size: {error}") from None
