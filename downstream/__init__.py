@@ -1,4 +1,26 @@
 """Weights to scores: label-efficiency curves and probes of pre-trained networks against scratch.
 
-    downstream.evaluate.evaluate(runs, suite, out)      what `ssl3d evaluate` calls
+The functions the command line calls; their modules are imported when they are, since they are heavy.
 """
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def evaluate(
+    runs: Sequence[str | Path], suite: str | Path | Mapping[str, Any], out: str | Path, overrides: Sequence[str] = ()
+) -> Path:
+    """Judge runs or weights files by a suite against scratch; returns OUT/report.html (downstream.evaluator)."""
+    from downstream import evaluator
+
+    return evaluator.evaluate(runs, suite, out, overrides)
+
+
+def redraw(folders: Sequence[Path]) -> list[Path]:
+    """Draw the reports of finished evaluations again (downstream.report)."""
+    from downstream import report
+
+    return report.redraw(folders)
