@@ -93,8 +93,8 @@ class SamplingPlan:
 
     `spec`: size, group, same_modality, labels and labelled_share of what is read. `weights`: share of samples of each
     store; by default in proportion to its subjects. `include`, `exclude`: subjects, raw or hashed. `few_slices`: also
-    volumes flagged so. `patch_size`: the size that must fit a volume on every axis, default `spec.size`; a task that
-    reads more than its input, for its augmentation to reach into, names its input.
+    volumes flagged so. `patch_size`: what is placed in the volume and must fit one on every axis, default `spec.size`;
+    a task that reads more than its input, for its augmentation to reach into, names its input.
     Raises ValueError when nothing is left to sample, when every volume is too small on some axis (naming the largest
     usable patch), and when a group needs more distinct volumes than there are.
     """
@@ -118,6 +118,7 @@ class SamplingPlan:
         subjects = [str(v) for s in self.stores for v in s.column("subject")]
         sessions = [str(v) for s in self.stores for v in s.column("session")]
         modality = [" ".join(m) for s in self.stores for m in s.column("modality")]
+        self._patch = tuple(patch_size or spec.size)
         eligible = self._eligible(subjects, include, exclude, few_slices)
         if spec.same_modality:
             eligible = _enough_of_modality(eligible, modality, spec.group)
@@ -172,10 +173,10 @@ class SamplingPlan:
         return samples
 
     def _start(self, volume: int, store: int, row: int, u: Sequence[float]) -> tuple[int, int, int]:
-        """First voxel of the region: its centre uniform in the foreground box, or on a labelled voxel.
+        """First voxel of the region: the patch's centre uniform in the foreground box, or on a labelled voxel.
 
-        On an axis where the volume is at least as large as the region, the region is shifted inside; where it is
-        smaller, the volume lies in the middle of the region.
+        On an axis where the volume is at least as large as the patch, the patch is shifted inside; where it is
+        smaller, the volume lies in the middle of the patch. The region reaches beyond the patch equally on both sides.
         """
         shape, box = self._shape[volume], self._box[volume]
         centre = [lo + int(f * (hi - lo)) for f, lo, hi in zip(u[:3], box[:3], box[3:])]
@@ -186,8 +187,9 @@ class SamplingPlan:
                 points = classes[int(u[3] / share * len(classes))]  # u3 / share is uniform again
                 centre = points[int(u[0] * len(points))].tolist()
         start = []
-        for c, size, n in zip(centre, self.spec.size, shape):
-            start.append(-((size - n) // 2) if n < size else min(max(c - size // 2, 0), n - size))
+        for c, patch, region, n in zip(centre, self._patch, self.spec.size, shape):
+            first = -((patch - n) // 2) if n < patch else min(max(c - patch // 2, 0), n - patch)
+            start.append(first - (region - patch) // 2)
         return (start[0], start[1], start[2])
 
     def _labelled(self, store: int, row: int) -> list[np.ndarray]:
