@@ -38,7 +38,8 @@ class RegionBatch:
     `slope, intercept` (B,C): stored -> physical; `low, high` (B,C): clip, physical; `mean, std` (B,C): physical.
     `start` (B,3): first voxel of the region in its stored volume, may be negative; `volume_shape` (B,3) voxels;
     `spacing` (B,3) mm, z y x; `affine` (B,4,4) float64: stored voxel index (z,y,x,1) -> world mm (RAS+);
-    `foreground_box` (B,2,3) voxels, half-open; `volume` (B,): row in the plan; `seed` (B,) int64: the sample's seed.
+    `foreground_box` (B,2,3) voxels, half-open; `volume` (B,): row in the plan;
+    `seed` (B,) int64: the sample's seed, on the CPU;
     `label` (B,1,D,H,W) int64 or None; `valid` (B,1,D,H,W) bool, None when every voxel of the batch may enter a loss;
     `target` (B,T) float32 with NaN for missing, or None.
     """
@@ -80,8 +81,9 @@ class RegionBatch:
         return RegionBatch(**changed)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> RegionBatch:
-        """All tensors on `device`."""
-        return self._map(lambda t: t.to(device, non_blocking=non_blocking))
+        """All tensors on `device`, but `seed`: it is read as numbers, and reading a GPU's memory waits for its work."""
+        moved = self._map(lambda t: t.to(device, non_blocking=non_blocking))
+        return moved.replace(seed=self.seed.cpu().clone())
 
     def pin_memory(self) -> RegionBatch:
         """All tensors in page-locked memory, for an asynchronous copy to a GPU."""

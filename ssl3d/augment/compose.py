@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ssl3d.augment.intensity import IntensityTransform
-from ssl3d.augment.spatial import SpatialTransform, check_fits, crop_offset, flip_crop
+from ssl3d.augment.spatial import SpatialTransform, check_fits, crop_offset, flip_crop, on_device
 from ssl3d.augment.transform import Transform
 from ssl3d.regions import Geometry, RegionBatch, Size3
 
@@ -50,9 +50,8 @@ class Compose:
             out, geometry = centre_crop(batch, size)
         if self.intensity:
             image = out.image.clone() if self.spatial is None else out.image  # the caller's values are never changed
-            seeds = out.seed.cpu()
             for position, transform in enumerate(self.intensity):
-                transform.apply_(image, out.valid, seeds, position, view)
+                transform.apply_(image, out.valid, out.seed, position, view)
             out = out.replace(image=image)
         return out, geometry
 
@@ -63,7 +62,7 @@ def centre_crop(batch: RegionBatch, size: Size3) -> tuple[RegionBatch, Geometry]
     Raises ValueError when the batch is not normalised or smaller than `size`.
     """
     check_fits(batch, size)
-    offset = torch.tensor(crop_offset(batch.size, size), device=batch.start.device)
+    offset = on_device(torch.tensor(crop_offset(batch.size, size)), batch.image.device)
     geometry = Geometry.identity(len(batch), size, batch.image.device)
-    geometry.matrix[:, :3, 3] = offset.to(geometry.matrix)
-    return flip_crop(batch, size).replace(start=batch.start + offset.to(batch.start)), geometry
+    geometry.matrix[:, :3, 3] = offset.to(geometry.matrix.dtype)
+    return flip_crop(batch, size).replace(start=batch.start + offset.to(batch.start.dtype)), geometry

@@ -142,10 +142,15 @@ class SpatialTransform(Transform):
             if valid is not None:
                 valid[b] = True if new.valid is None else new.valid[0]
         affine = compose(compose(batch.affine.double(), translation(batch.start)), matrix).to(batch.affine.dtype)
-        spacing = batch.spacing * draw.scale.to(batch.spacing)
+        spacing = batch.spacing * on_device(draw.scale, batch.spacing.device).to(batch.spacing.dtype)
         start = torch.zeros_like(batch.start)
         out = batch.replace(image=image, label=label, valid=valid, affine=affine, spacing=spacing, start=start)
         return out, geometry
+
+
+def on_device(x: Tensor, device: torch.device) -> Tensor:
+    """A few numbers copied without waiting for the device: a blocking copy would first let it run dry."""
+    return x.to(device, non_blocking=True)
 
 
 def check_fits(batch: RegionBatch, size: Size3) -> None:
@@ -178,7 +183,7 @@ def resample(batch: RegionBatch, points: Tensor) -> RegionBatch:
     Values of invalid voxels never mix into valid ones: weights of linear interpolation are renormalised over the
     valid neighbours. Outside the source and where the nearest voxel is invalid: valid False and air.
     """
-    extent = torch.tensor(batch.size, device=points.device)
+    extent = on_device(torch.tensor(batch.size), points.device)
     inside = ((points >= -0.5) & (points <= extent - 0.5)).all(-1).unsqueeze(1)
     nearest = torch.minimum((points + 0.5).floor().long().clamp_(min=0), extent - 1)
     _, height, width = batch.size
@@ -230,10 +235,10 @@ def matrices(draw: Draw, batch: RegionBatch, size: Size3) -> Tensor:
     """
     device = batch.image.device
     spacing = batch.spacing.double()
-    edge = spacing * (draw.scale * draw.flips).to(device)
-    linear = rotation_matrices(draw.angles).to(device) * edge[:, None, :] / spacing[:, :, None]
-    centre = torch.tensor([(n - 1) / 2 for n in size], dtype=torch.float64, device=device)
-    offset = torch.tensor(crop_offset(batch.size, size), dtype=torch.float64, device=device)
+    edge = spacing * on_device(draw.scale * draw.flips, device)
+    linear = on_device(rotation_matrices(draw.angles), device) * edge[:, None, :] / spacing[:, :, None]
+    centre = on_device(torch.tensor([(n - 1) / 2 for n in size], dtype=torch.float64), device)
+    offset = on_device(torch.tensor(crop_offset(batch.size, size), dtype=torch.float64), device)
     matrix = torch.eye(4, dtype=torch.float64, device=device).repeat(len(batch), 1, 1)
     matrix[:, :3, :3] = linear
     matrix[:, :3, 3] = offset + centre - (linear * centre).sum(-1)
