@@ -40,7 +40,7 @@ def resolve(normalise: Normalise, store: Store, row: int) -> dict[str, list[floa
     check(normalise)
     assert isinstance(normalise, Mapping)
     if set(normalise) == set(KEYS):
-        normalise = {modality: normalise for modality in store.cell("modality", row)}
+        normalise = dict.fromkeys(store.cell("modality", row), normalise)
     by_default = auto(store, row)
     numbers: dict[str, list[float]] = {key: [] for key in KEYS}
     for channel, modality in enumerate(store.cell("modality", row)):
@@ -80,6 +80,7 @@ def describe(stores: Sequence[Store], normalise: Normalise) -> dict[str, Any]:
     modalities: dict[str, Any] = {}
     for store in stores:
         for modality, pooled in store.statistics.items():
+            entry: dict[str, Any]
             if modality == "ct":
                 low, high = CT_WINDOW
                 entry = {"low": low, "high": high, "mean": pooled["clipped_mean"], "std": pooled["clipped_std"]}

@@ -28,9 +28,10 @@ LABEL_COORDINATES = 512  # volumes whose label coordinates are kept in memory
 
 
 class Sample(NamedTuple):
-    """One region to read: `volume` counts all rows of all stores; `start` (z,y,x) voxels, may be negative."""
+    """One region to read: the global sample `number`; `volume` counts all rows of all stores; `start` (z,y,x) voxels,
+    may be negative."""
 
-    index: int
+    number: int
     store: int
     row: int
     volume: int
@@ -119,12 +120,15 @@ class SamplingPlan:
         sessions = [str(v) for s in self.stores for v in s.column("session")]
         modality = [" ".join(m) for s in self.stores for m in s.column("modality")]
         self._patch = tuple(patch_size or spec.size)
+        weights = self._checked(weights)
         eligible = self._eligible(subjects, include, exclude, few_slices)
+        if weights is not None:
+            eligible = [v for v in eligible if weights[self.locate(v)[0]] > 0]
         if spec.same_modality:
             eligible = _enough_of_modality(eligible, modality, spec.group)
         self._check(eligible, patch_size or spec.size)
         self.volumes: list[int] = eligible
-        self._weights = self._store_weights(weights, eligible, subjects)
+        self._weights = self._subjects_per_store(eligible, subjects) if weights is None else weights
         self._modality = modality if spec.same_modality else None
         kinds = {m: [v for v in eligible if modality[v] == m] for m in {modality[v] for v in eligible}}
         self._all = self._forest(eligible, subjects, sessions)
@@ -167,9 +171,9 @@ class SamplingPlan:
             if self._modality is not None:
                 forest = self._by_modality[self._modality[volume]]
             store, row = self.locate(volume)
-            index = g * self.spec.group + position
+            number = g * self.spec.group + position
             start = self._start(volume, store, row, u[4:])
-            samples.append(Sample(index, store, row, volume, start, mix(self.seed, "sample", index)))
+            samples.append(Sample(number, store, row, volume, start, mix(self.seed, "sample", number)))
         return samples
 
     def _start(self, volume: int, store: int, row: int, u: Sequence[float]) -> tuple[int, int, int]:
@@ -235,19 +239,21 @@ class SamplingPlan:
                 "sample: add volumes or make the group smaller"
             )
 
-    def _store_weights(self, weights: Sequence[float] | None, eligible: list[int], subjects: list[str]) -> list[float]:
+    def _checked(self, weights: Sequence[float] | None) -> Sequence[float] | None:
+        if weights is not None:
+            fits = len(weights) == len(self.stores) and all(math.isfinite(w) and w >= 0 for w in weights)
+            if not fits or sum(weights) == 0:
+                raise ValueError(
+                    f"data.weights must be {len(self.stores)} numbers >= 0, one per store and not all 0, "
+                    f"got {list(weights)}"
+                )
+        return weights
+
+    def _subjects_per_store(self, eligible: list[int], subjects: list[str]) -> list[float]:
         found: list[set[str]] = [set() for _ in self.stores]
         for volume in eligible:
             found[self.locate(volume)[0]].add(subjects[volume])
-        if weights is None:
-            return [float(len(s)) for s in found]
-        if len(weights) != len(self.stores) or min(weights) < 0 or not math.isfinite(sum(weights)):
-            raise ValueError(
-                f"data.weights must be {len(self.stores)} numbers >= 0, one per store, got {list(weights)}"
-            )
-        if not any(w > 0 and s for w, s in zip(weights, found)):
-            raise ValueError("data.weights leaves nothing to sample: give a store that has volumes a weight above 0")
-        return [float(w) for w in weights]
+        return [float(len(s)) for s in found]
 
     def _forest(self, volumes: Sequence[int], subjects: list[str], sessions: list[str]) -> _Forest:
         parts: list[list[int]] = [[] for _ in self.stores]
@@ -291,7 +297,7 @@ def _enough_of_modality(eligible: list[int], modality: list[str], group: int) ->
         return [v for v in eligible if modality[v] not in few]
     if few:
         raise ValueError(
-            f"the task draws groups of {group} volumes of one modality, but the most of one are {max(counts.values())}: "
-            "add volumes or make the group smaller"
+            f"the task draws groups of {group} volumes of one modality, but no modality has more than "
+            f"{max(counts.values())}: add volumes or make the group smaller"
         )
     return eligible

@@ -1,0 +1,239 @@
+"""Batches of regions, in order, forever: the samples of each step and rank, read by workers, assembled by index."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from ssl3d.data import normalise as normalisation
+from ssl3d.data.lru import LRU
+from ssl3d.data.reading import RegionReader
+from ssl3d.data.sampling import Sample, SamplingPlan
+from ssl3d.data.workers import Inline, Pool, Processes, Target, Threads
+from ssl3d.regions import RegionBatch
+
+DESCRIBED = 8192  # volumes whose spacing, affine and normalisation numbers are kept decoded
+MAX_AUTO_WORKERS = 8
+
+
+class RegionLoader:
+    """Iterates over the micro-batches of one rank, endlessly, from `start_step` on.
+
+    Step s holds the samples [s * batch_size, (s + 1) * batch_size); rank r takes the r-th of `world_size` equal
+    stretches of them and cuts it into `accumulate` micro-batches. What a sample is depends on its number only, so
+    other workers, ranks or accumulation give the same samples, and a resume goes on where the steps ended.
+    `workers`: 0 reads in the calling thread; "auto" leaves a CPU to the loop. `backend`: "threads" or "processes".
+    `channels`: "all", or "one" channel drawn per sample. `normalise`: see `ssl3d.data.normalise`. `pin`: page-locked
+    memory, for asynchronous copies to a GPU; torch reuses it only after the copy's event.
+    Reads ahead by a bounded number of micro-batches. Leave an iterator, `close()` the loader or use it as a context
+    manager, and its workers end.
+    Raises ValueError when batch_size cannot be cut so, or the volumes do not have the same number of channels.
+    """
+
+    def __init__(
+        self,
+        plan: SamplingPlan,
+        batch_size: int,
+        *,
+        workers: int | Literal["auto"] = "auto",
+        rank: int = 0,
+        world_size: int = 1,
+        accumulate: int = 1,
+        channels: Literal["all", "one"] = "all",
+        normalise: normalisation.Normalise = "auto",
+        start_step: int = 0,
+        pin: bool = False,
+        backend: Literal["threads", "processes"] = "threads",
+    ) -> None:
+        parts = world_size * accumulate
+        if batch_size < 1 or batch_size % parts:
+            raise ValueError(
+                f"data.batch_size is {batch_size}, which does not divide into {world_size} device(s) x {accumulate} "
+                f"accumulation step(s): take {max(1, math.ceil(batch_size / parts)) * parts}"
+            )
+        self.micro_batch = batch_size // parts
+        if self.micro_batch % plan.spec.group:
+            raise ValueError(
+                f"a micro-batch of {self.micro_batch} samples (data.batch_size {batch_size} over {parts}) is no "
+                f"multiple of the task's group of {plan.spec.group}: take data.batch_size={plan.spec.group * parts}"
+            )
+        if channels not in ("all", "one"):
+            raise ValueError(f"data.channels is '{channels}': it must be all or one")
+        if backend not in ("threads", "processes"):
+            raise ValueError(f"backend is '{backend}': it must be threads or processes")
+        normalisation.check(normalise)
+        self.plan, self.batch_size, self.accumulate = plan, batch_size, accumulate
+        self.rank, self.world_size, self.start_step = rank, world_size, start_step
+        self.workers = _auto_workers() if workers == "auto" else int(workers)
+        self.backend, self.pin, self._normalise = backend, pin, normalise
+        self.channels = 1 if channels == "one" else _common_channels(plan)
+        self.target_names = _target_names(plan)
+        self._reader = RegionReader(plan.stores, plan.spec.size, channels == "one")
+        self._described: LRU[int, dict[str, Any]] = LRU(DESCRIBED)
+        self._iterators: list[Generator[RegionBatch]] = []
+        # Enough samples ahead to keep every worker busy while one batch is consumed, and never fewer than two batches.
+        self.prefetch = max(2, math.ceil(2 * self.workers / self.micro_batch)) if self.workers else 0
+
+    def __iter__(self) -> Iterator[RegionBatch]:
+        iterator = self._iterate()
+        self._iterators.append(iterator)
+        return iterator
+
+    def __enter__(self) -> RegionLoader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all iterators and their workers."""
+        for iterator in self._iterators:
+            iterator.close()
+        self._iterators.clear()
+
+    def read(self, indices: Iterable[int]) -> RegionBatch:
+        """One batch of any sample numbers, read in the calling thread."""
+        return self._begin([self.plan.sample(int(i)) for i in indices], Inline(self._reader))()
+
+    def numbers(self, step: int, micro: int) -> range:
+        """The sample numbers of this rank's micro-batch `micro` of step `step`."""
+        first = step * self.batch_size + (self.rank * self.accumulate + micro) * self.micro_batch
+        return range(first, first + self.micro_batch)
+
+    def _iterate(self) -> Generator[RegionBatch]:
+        pool = self._pool()
+        try:
+            pending: deque[Callable[[], RegionBatch]] = deque()
+            step = self.start_step
+            while True:
+                for micro in range(self.accumulate):
+                    pending.append(self._begin(self._samples(self.numbers(step, micro)), pool))
+                    if len(pending) > self.prefetch:
+                        yield pending.popleft()()
+                step += 1
+        finally:
+            pool.close()
+
+    def _pool(self) -> Pool:
+        if not self.workers:
+            return Inline(self._reader)
+        if self.backend == "threads":
+            return Threads(self._reader, self.workers)
+        ahead = (self.prefetch + 1) * self.micro_batch
+        return Processes(self._reader, self.workers, ahead, self.channels, self.plan.spec.labels)
+
+    def _samples(self, numbers: range) -> list[Sample]:
+        group = self.plan.spec.group
+        return [s for g in range(numbers.start // group, numbers.stop // group) for s in self.plan.group(g)]
+
+    def _begin(self, samples: list[Sample], pool: Pool) -> Callable[[], RegionBatch]:
+        """Start reading a batch; the returned function waits for it."""
+        size, n = self.plan.spec.size, len(samples)
+        image = torch.empty((n, self.channels, *size), dtype=torch.int16, pin_memory=self.pin)
+        label = valid = None
+        if self.plan.spec.labels:
+            label = torch.empty((n, 1, *size), dtype=torch.int64, pin_memory=self.pin)
+        doubtful = [self._reader.may_be_invalid(s) for s in samples]
+        if any(doubtful):
+            valid = torch.ones((n, 1, *size), dtype=torch.bool, pin_memory=self.pin)
+        waits = []
+        for i, sample in enumerate(samples):
+            target = Target(
+                image[i].numpy(),
+                None if label is None else label[i].numpy(),
+                valid[i].numpy() if valid is not None and doubtful[i] else None,
+            )
+            waits.append(pool.begin(sample, target))
+
+        def finish() -> RegionBatch:
+            for wait in waits:
+                wait()
+            return self._batch(samples, image, label, None if valid is None or bool(valid.all()) else valid)
+
+        return finish
+
+    def _batch(
+        self,
+        samples: list[Sample],
+        image: torch.Tensor,
+        label: torch.Tensor | None,
+        valid: torch.Tensor | None,
+    ) -> RegionBatch:
+        volumes = [self._described.get(s.volume, lambda s=s: self._describe(s)) for s in samples]  # type: ignore[misc]
+        channels = [self._reader.channel(s) for s in samples]
+
+        def column(name: str, dtype: torch.dtype) -> torch.Tensor:
+            tensor = torch.from_numpy(np.stack([v[name] for v in volumes])).to(dtype)
+            return tensor.pin_memory() if self.pin else tensor
+
+        def per_channel(name: str) -> torch.Tensor:
+            rows = [v[name] if c is None else v[name][c : c + 1] for v, c in zip(volumes, channels)]
+            tensor = torch.from_numpy(np.stack(rows)).float()
+            return tensor.pin_memory() if self.pin else tensor
+
+        def each(values: list[Any]) -> torch.Tensor:
+            tensor = torch.tensor(values, dtype=torch.int64)
+            return tensor.pin_memory() if self.pin else tensor
+
+        return RegionBatch(
+            image=image,
+            **{key: per_channel(key) for key in ("slope", "intercept", "low", "high", "mean", "std")},
+            start=each([s.start for s in samples]),
+            volume_shape=column("shape", torch.int64),
+            spacing=column("spacing", torch.float32),
+            affine=column("affine", torch.float64),
+            foreground_box=column("foreground_box", torch.int64),
+            volume=each([s.volume for s in samples]),
+            seed=each([s.seed for s in samples]),
+            label=label,
+            valid=valid,
+            target=column("target", torch.float32) if self.target_names else None,
+        )
+
+    def _describe(self, sample: Sample) -> dict[str, np.ndarray]:
+        """What a batch says about a volume, decoded from the index."""
+        store, row = self.plan.stores[sample.store], sample.row
+        numbers = normalisation.resolve(self._normalise, store, row)
+        targets = store.cell("targets", row)
+        return {
+            **{key: np.array(numbers[key], dtype=np.float64) for key in normalisation.KEYS},
+            "slope": np.array(store.cell("scale", row), dtype=np.float64),
+            "intercept": np.array(store.cell("offset", row), dtype=np.float64),
+            "shape": np.array(store.cell("shape", row)),
+            "spacing": np.array(store.cell("spacing", row), dtype=np.float64),
+            "affine": np.array(store.cell("affine", row), dtype=np.float64).reshape(4, 4),
+            "foreground_box": np.array(store.cell("foreground_box", row)).reshape(2, 3),
+            "target": np.array([targets.get(name, math.nan) for name in self.target_names], dtype=np.float64),
+        }
+
+
+def _auto_workers() -> int:
+    """A worker for each CPU this process may use but one, shared among the ranks of this machine, 8 at most."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(MAX_AUTO_WORKERS, cpus // ranks - 1))
+
+
+def _common_channels(plan: SamplingPlan) -> int:
+    """The number of channels that all volumes of the plan share."""
+    columns = [store.column("channels") for store in plan.stores]
+    counts = sorted({int(columns[s][row]) for s, row in map(plan.locate, plan.volumes)})
+    if len(counts) > 1:
+        raise ValueError(
+            f"data.channels=all needs volumes with the same number of channels, but they have {counts}: "
+            "set data.channels=one"
+        )
+    return counts[0]
+
+
+def _target_names(plan: SamplingPlan) -> list[str]:
+    """Sorted union of the names of the volumes' targets."""
+    texts = {text for store in plan.stores for text in set(store.column("targets"))}
+    return sorted({name for text in texts for name in json.loads(text)})

@@ -1,0 +1,70 @@
+"""Read one sample: its voxels, label and valid mask, straight into the arrays of a batch. What a worker does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ssl3d.data.format import LABELS, VALID, VOLUMES
+from ssl3d.data.sampling import Sample
+from ssl3d.data.store import Store
+from ssl3d.regions import Size3
+from ssl3d.seeding import mix
+
+
+class RegionReader:
+    """Reads samples of `stores`; picklable, and opens nothing before its first read.
+
+    `size` (D,H,W): voxels of a region. `one_channel`: each sample reads one channel, drawn from its seed.
+    """
+
+    def __init__(self, stores: Sequence[Store], size: Size3, one_channel: bool) -> None:
+        self.stores, self.size, self.one_channel = list(stores), size, one_channel
+        self._shape = [s.column("shape").reshape(-1, 3) for s in self.stores]
+        self._channels = [s.column("channels") for s in self.stores]
+        self._has_valid = [s.column("has_valid").astype(bool) for s in self.stores]
+
+    def channel(self, sample: Sample) -> int | None:
+        """The channel that this sample reads; None for all."""
+        if not self.one_channel:
+            return None
+        return mix(sample.seed, "channel") % int(self._channels[sample.store][sample.row])
+
+    def may_be_invalid(self, sample: Sample) -> bool:
+        """Whether some voxel may have valid=0: the region leaves the volume, or the volume has a valid array."""
+        return bool(self._has_valid[sample.store][sample.row]) or self._leaves(sample)
+
+    def read(self, sample: Sample, image: np.ndarray, label: np.ndarray | None, valid: np.ndarray | None) -> None:
+        """Fill `image` (C,D,H,W) int16, `label` (1,D,H,W) any integer and `valid` (1,D,H,W) bool, those that are given.
+
+        Outside the volume: image is its air value, label its ignore value (0 without one), valid False.
+        Raises ValueError, FileNotFoundError or RuntimeError naming the volume.
+        """
+        store, row, start = self.stores[sample.store], sample.row, sample.start
+        try:
+            store.read(row, start, self.size, VOLUMES, out=image, channel=self.channel(sample))
+            if label is not None:
+                label[...] = store.read(row, start, self.size, LABELS)
+            if valid is not None:
+                valid[...] = store.read(row, start, self.size, VALID) if self._has_valid[sample.store][row] else True
+            if self._leaves(sample):
+                self._mark_outside(sample, label, valid)
+        except (ValueError, FileNotFoundError):
+            raise  # these name the volume and the file already
+        except Exception as error:
+            raise RuntimeError(f"volume {store.volume_id(row)} of {store.path} cannot be read: {error!r}") from error
+
+    def _leaves(self, sample: Sample) -> bool:
+        shape = self._shape[sample.store][sample.row]
+        return any(s < 0 or s + d > n for s, d, n in zip(sample.start, self.size, shape.tolist()))
+
+    def _mark_outside(self, sample: Sample, label: np.ndarray | None, valid: np.ndarray | None) -> None:
+        outside = np.ones((1, *self.size), dtype=bool)
+        shape = self._shape[sample.store][sample.row].tolist()
+        outside[(slice(None), *(slice(max(0, -s), max(0, n - s)) for s, n in zip(sample.start, shape)))] = False
+        if valid is not None:
+            valid[outside] = False
+        if label is not None:
+            ignore = self.stores[sample.store].label_info(sample.row).ignore
+            label[outside] = 0 if ignore is None else ignore
