@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from downstream.sentences import patients_in_words
 # Okabe and Ito's palette, told apart under all common colour-vision deficiencies, and by marker in black and white
 BASELINE_COLOUR = "#767676"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+INK, GRID = "#1b1d21", "#dfe2e7"  # replaced by the page's own colours in svg()
 MARKERS = ("o", "s", "^", "D", "v", "P")
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -29,7 +31,12 @@ STYLE: dict[Any, Any] = {
     "axes.titlelocation": "left",
     "axes.grid": True,
     "axes.grid.axis": "y",
-    "grid.color": "#e3e3e3",
+    "grid.color": GRID,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "grid.linewidth": 0.8,
     "axes.axisbelow": True,
     "svg.fonttype": "none",
@@ -65,8 +72,9 @@ def draw(points: Sequence[Point], metric: str = "dice") -> Figure:
 
 def _scores(axes: Axes, points: Sequence[Point], chosen: dict[str, tuple[str, str]], metric: str, measure: str) -> None:
     arms = _arms(points)
+    baselines = {p.arm for p in points if p.is_baseline}
     for i, arm in enumerate(arms):
-        label = BASELINES.get(measure, arm) if any(p.is_baseline for p in points if p.arm == arm) else arm
+        label = BASELINES.get(measure, arm) if baselines == {arm} else arm
         _line(axes, [p for p in points if p.arm == arm], chosen[arm], _shift(i, len(arms)), False, label)
     axes.set_title(MEASURES.get(measure, measure))
     axes.set_ylabel(METRICS[metric].unit if not METRICS[metric].higher_is_better else METRICS[metric].name)
@@ -129,12 +137,13 @@ def save(figure: Figure, path: Path, dpi: int = 160) -> Path:
 
 
 def svg(figure: Figure) -> str:
-    """The figure as an <svg> element to be put into a page, reproducible and with its text left as text."""
+    """The figure as an <svg> element of a page: reproducible, text left as text, its ink that of the page."""
     target = io.StringIO()
     with rc_context(STYLE | {"svg.hashsalt": "ssl3d"}):
         figure.savefig(target, format="svg", transparent=True, metadata={"Date": None})
-    text = target.getvalue()
-    return text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", target.getvalue(), flags=re.DOTALL)
+    text = re.sub(r' (xmlns|xmlns:xlink|width|height)="[^"]*"', "", text[text.index("<svg") :], count=4)
+    return text.replace(INK, "currentColor").replace(GRID, "var(--line)")
 
 
 def describe(points: Sequence[Point], metric: str = "dice") -> str:

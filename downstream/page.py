@@ -1,0 +1,101 @@
+"""The bare bones of a self-contained HTML page: escaping, tables, details, and the style sheet. No external asset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+STYLE = """
+:root { --ink: #1b1d21; --soft: #5c6370; --line: #dfe2e7; --paper: #ffffff; --shade: #f5f6f8; --mark: #0072b2;
+  --better: #00704f; --worse: #b04a00; color-scheme: light dark; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e8e9ec; --soft: #a3a9b4; --line: #3a3e46; --paper: #16181c;
+  --shade: #1f2228; --mark: #6bb8ea; --better: #4fc99f; --worse: #f0955a; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink); -webkit-text-size-adjust: 100%;
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+main { max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.5rem 4rem; }
+h1 { font-size: 1.75rem; line-height: 1.25; margin: 0 0 .25rem; letter-spacing: -.01em; }
+h2 { font-size: 1.2rem; margin: 2.6rem 0 .6rem; padding-top: .9rem; border-top: 1px solid var(--line); }
+h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
+p, ul { margin: .5rem 0; } li { margin: .2rem 0; }
+.soft, figcaption, caption { color: var(--soft); font-size: .9rem; }
+.lead { margin: 1.2rem 0 1.4rem; padding: .9rem 1.1rem; background: var(--shade); border-left: 4px solid var(--mark); }
+.lead p { margin: .25rem 0; font-size: 1.05rem; }
+.warning { padding: .7rem 1.1rem; background: var(--shade); border-left: 4px solid var(--worse); }
+figure { margin: 1.2rem 0; } figure > svg, figure > img { display: block; width: 100%; height: auto; }
+figcaption { margin-top: .5rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; margin: .6rem 0; }
+caption { text-align: left; caption-side: bottom; padding-top: .4rem; }
+th, td { padding: .35rem .7rem .35rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
+thead th { font-weight: 600; border-bottom: 2px solid var(--soft); vertical-align: bottom; }
+td.number, th.number { text-align: right; white-space: nowrap; }
+td.better { color: var(--better); font-weight: 600; } td.worse { color: var(--worse); font-weight: 600; }
+code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .85em; }
+pre { background: var(--shade); padding: .8rem 1rem; overflow-x: auto; line-height: 1.45; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
+details { margin: .5rem 0; border: 1px solid var(--line); border-radius: 4px; padding: .45rem .9rem; }
+summary { cursor: pointer; font-weight: 600; } .swatch { display: inline-block; width: .8em; height: .8em;
+  border-radius: 2px; margin: 0 .3em 0 .8em; vertical-align: -.05em; }
+@media print { :root { --ink: #000; --soft: #444; --line: #bbb; --paper: #fff; --shade: #f3f3f3; --mark: #0072b2;
+  --better: #00704f; --worse: #b04a00; color-scheme: light; } main { max-width: none; padding: 0; }
+  body { font-size: 10.5pt; } h2, h3 { break-after: avoid; } figure, table, .lead { break-inside: avoid; } }
+"""
+
+
+def text(value: object) -> str:
+    """Escaped for element content and attributes alike."""
+    return escape(str(value), quote=True)
+
+
+def page(title: str, body: Iterable[str]) -> str:
+    """The whole document; `body` holds finished HTML."""
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{text(title)}</title>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<style>{STYLE}</style>\n</head>\n<body>\n<main>\n" + "\n".join(body) + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    numbers: Sequence[int] = (),
+    caption: str = "",
+    marks: Sequence[str] = (),
+) -> str:
+    """A table; columns in `numbers` are right-aligned, cells whose text is in `marks` get it as their class."""
+
+    def cell(tag: str, i: int, value: object) -> str:
+        content = str(value)
+        names = [name for name in ("number" if i in numbers else "", content if content in marks else "") if name]
+        attribute = f' class="{" ".join(names)}"' if names else ""
+        scope = ' scope="col"' if tag == "th" else ""
+        return f"<{tag}{attribute}{scope}>{text(content)}</{tag}>"
+
+    lines = ["<tr>" + "".join(cell("td", i, v) for i, v in enumerate(row)) + "</tr>" for row in rows]
+    header = "<tr>" + "".join(cell("th", i, v) for i, v in enumerate(head)) + "</tr>"
+    legend = f"<caption>{text(caption)}</caption>" if caption else ""
+    body = "\n".join(lines)
+    return f'<div class="wide"><table>{legend}<thead>{header}</thead><tbody>\n{body}\n</tbody></table></div>'
+
+
+def listing(items: Iterable[str]) -> str:
+    """A bullet list of plain sentences."""
+    return "<ul>\n" + "\n".join(f"<li>{text(item)}</li>" for item in items) + "\n</ul>"
+
+
+def details(title: str, content: str) -> str:
+    """Preformatted text, collapsed."""
+    return f"<details><summary>{text(title)}</summary><pre>{text(content)}</pre></details>"
+
+
+def figure(content: str, caption: str) -> str:
+    """A figure of finished HTML with a plain caption."""
+    return f"<figure>\n{content}\n<figcaption>{text(caption)}</figcaption>\n</figure>"
+
+
+def image(source: str, description: str) -> str:
+    """An <img> from a data URI."""
+    return f'<img src="{text(source)}" alt="{text(description)}">'

@@ -1,0 +1,167 @@
+"""Case pictures: a slice of a test scan with the reference and each arm's prediction as contours."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from downstream.curve import STYLE
+
+PREDICTION = "prediction__"  # prediction__<arm> in the npz file
+REFERENCE, REFERENCE_COLOUR = "reference", "white"
+CLASS_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00")
+MARGIN = 0.35  # of the box around the reference, shown around it
+MIN_SIDE = 40  # voxels shown at least along an axis
+
+
+@dataclass(frozen=True)
+class Case:
+    """One test case: image, reference and predictions (D, H, W); spacing in mm; whose and which training's it is.
+
+    `dice` {arm: mean foreground Dice of the pictured prediction}; `classes` {label value: name}. Both, `measure` and
+    `n_labelled` are empty or None where the file does not say.
+    """
+
+    name: str
+    patient: str
+    image: NDArray[np.floating]
+    reference: NDArray[np.integer]
+    predictions: Mapping[str, NDArray[np.integer]]
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    dice: Mapping[str, float] = field(default_factory=dict)
+    classes: Mapping[int, str] = field(default_factory=dict)
+    measure: str | None = None
+    n_labelled: int | None = None
+
+
+def load_case(path: Path) -> Case:
+    """Read a file of OUT/cases. Raises ValueError naming the file when an array is missing or of another shape."""
+    with np.load(path, allow_pickle=False) as file:
+        content = {name: file[name] for name in file.files}
+    missing = [name for name in ("image", "reference") if name not in content]
+    if missing:
+        raise ValueError(f"{path} has no array '{missing[0]}': delete it, and run ssl3d evaluate again")
+    reference = _volume(content["reference"])
+    image = _volume(content["image"]).astype(np.float32)
+    found = {n.removeprefix(PREDICTION): _volume(a) for n, a in content.items() if n.startswith(PREDICTION)}
+    for name, array in {"image": image, **found}.items():
+        if array.shape != reference.shape:
+            raise ValueError(f"{path}: '{name}' has the shape {array.shape}, the reference {reference.shape}")
+    z, y, x = (float(v) for v in content.get("spacing", (1.0, 1.0, 1.0)))
+    arms, dice = content.get("arms", np.array([])), content.get("dice", np.array([]))
+    values, names = content.get("class_values", np.array([])), content.get("class_names", np.array([]))
+    return Case(
+        path.stem,
+        str(content.get("patient", path.stem)),
+        image,
+        reference,
+        found,
+        (z, y, x),
+        {str(arm): float(value) for arm, value in zip(arms, dice)},
+        {int(value): str(name) for value, name in zip(values, names)},
+        str(content["measure"]) if "measure" in content else None,
+        int(content["n_labelled"]) if "n_labelled" in content else None,
+    )
+
+
+def choose(cases: Sequence[Case], scores: pd.Series[float]) -> list[tuple[Case, int]]:
+    """The best, median and worst of the cases by their patient's score: -> (case, rank among all scored patients).
+
+    `scores`: a number a patient, high is good. Cases of unscored patients are left out.
+    """
+    ranks = scores.rank(ascending=False, method="first").astype(int)
+    known = sorted(
+        ((case, int(ranks[case.patient])) for case in cases if case.patient in ranks.index), key=lambda pair: pair[1]
+    )
+    if len(known) <= 3:
+        return known
+    return [known[0], known[len(known) // 2], known[-1]]
+
+
+def montage(case: Case, arms: Sequence[str]) -> Figure:
+    """Columns: the image with the reference, then each arm's prediction over the reference (white).
+
+    The axial slice with the most labelled voxels, seen from below: the patient's left on the right. Only values in
+    `case.classes` are outlined (an ignore value is no class); all, where the file names none.
+    """
+    slice_, box = _view(case)
+    classes = sorted(case.classes) or sorted(int(v) for v in np.unique(case.reference) if v > 0)
+    colours = class_colours(classes)
+    image = case.image[slice_][box]
+    low, high = (float(v) for v in np.percentile(image, [0.5, 99.5]))
+    aspect = case.spacing[1] / case.spacing[2]
+    ratio = image.shape[0] * aspect / image.shape[1]
+    columns = [REFERENCE, *arms]
+    with rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(2.7 * len(columns), 2.7 * ratio + 0.35), layout="constrained")
+        axes = figure.subplots(1, len(columns), squeeze=False)[0]
+        for axis, name in zip(axes, columns):
+            axis.imshow(
+                image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=aspect, interpolation="nearest"
+            )
+            reference = case.reference[slice_][box]
+            if name == REFERENCE:
+                _contours(axis, reference, colours, 1.6)
+            else:
+                _contours(axis, reference, dict.fromkeys(classes, REFERENCE_COLOUR), 1.0)
+                _contours(axis, case.predictions[name][slice_][box], colours, 1.6)
+            axis.set_title(name, fontsize=10, fontweight="normal")
+            axis.set_axis_off()
+    return figure
+
+
+def class_colours(values: Collection[int]) -> dict[int, str]:
+    """{label value: colour}, as in the pictures."""
+    return {value: CLASS_COLOURS[i % len(CLASS_COLOURS)] for i, value in enumerate(sorted(values))}
+
+
+def png(figure: Figure, dpi: int = 110) -> str:
+    """The figure as a data URI."""
+    target = io.BytesIO()
+    figure.savefig(target, format="png", dpi=dpi, transparent=True)
+    return "data:image/png;base64," + base64.b64encode(target.getvalue()).decode()
+
+
+def _volume(array: NDArray[Any]) -> NDArray[Any]:
+    """(D, H, W); of several channels the first."""
+    return array[0] if array.ndim == 4 else array
+
+
+def _view(case: Case) -> tuple[int, tuple[slice, slice]]:
+    """Axial slice with the most labelled voxels, and the box in it around reference and predictions."""
+    labelled = case.reference > 0
+    index = int(labelled.sum((1, 2)).argmax()) if labelled.any() else case.reference.shape[0] // 2
+    plane = labelled[index]
+    for prediction in case.predictions.values():
+        plane = plane | (prediction[index] > 0)
+    if not plane.any():
+        return index, (slice(None), slice(None))
+    box = []
+    for axis, size in enumerate(plane.shape):
+        where = np.flatnonzero(plane.any(1 - axis))
+        extent = max(int((where[-1] - where[0] + 1) * (1 + 2 * MARGIN)), MIN_SIDE)
+        start = max(0, min((int(where[0]) + int(where[-1]) + 1 - extent) // 2, size - extent))
+        box.append(slice(start, min(start + extent, size)))
+    return index, (box[0], box[1])
+
+
+def _contours(axis: Axes, labels: NDArray[np.integer], colours: Mapping[int, str], width: float) -> None:
+    """Closed lines around every class of a slice (H, W)."""
+    padded = np.pad(labels, 1)  # so that a mask at the border is closed there
+    y, x = (np.arange(-1, n + 1) for n in labels.shape)
+    for value, colour in colours.items():
+        if (labels == value).any():
+            axis.contour(x, y, padded == value, levels=[0.5], colors=[colour], linewidths=width)
+    axis.set_xlim(-0.5, labels.shape[1] - 0.5)
+    axis.set_ylim(labels.shape[0] - 0.5, -0.5)
