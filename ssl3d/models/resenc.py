@@ -93,7 +93,7 @@ class ResEncUNet(Backbone):
         self.arch_kwargs = complete_arch_kwargs(_STAGES[size], arch_kwargs or {})
 
         layers = {k: v for k, v in self.arch_kwargs.items() if k != "n_conv_per_stage_decoder"}
-        layers |= {k: _import_op(k, layers[k]) for k in KW_REQUIRES_IMPORT}
+        layers |= {k: import_op(k, layers[k]) for k in KW_REQUIRES_IMPORT}
         self.encoder = ResidualEncoder(in_channels, **layers, return_skips=True)
         self.decoder = FeatureDecoder(self.encoder, self.arch_kwargs["n_conv_per_stage_decoder"])
         self.apply(InitWeights_He(1e-2))
@@ -198,7 +198,7 @@ def _cumulative(strides: Sequence[Sequence[int]]) -> list[Size3]:
     return [(d, h, w) for d, h, w in products]
 
 
-def _import_op(key: str, path: str | None) -> type[nn.Module] | None:
+def import_op(key: str, path: str | None) -> type[nn.Module] | None:
     """The torch.nn class nnU-Net names by its import path; only torch.nn is looked into, as YAML is not code."""
     if path is None and key != "conv_op":
         return None

@@ -1,0 +1,196 @@
+"""Weights for nnU-Net's `nnUNetv2_train ... -pretrained_weights FILE`.
+
+nnU-Net wants every name of its own network, each tensor under all of its two or four names; it takes NaN, half
+precision and names that disagree without a word. So the real network is built, filled, saved, read back and compared.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl3d import __version__
+from ssl3d.export.files import write_atomically, write_json, write_text
+from ssl3d.export.nnunet_howto import how_to
+from ssl3d.export.nnunet_plans import (
+    CONFIGURATION,
+    PLANS_NAME,
+    Plans,
+    configuration,
+    plans_like_pretraining,
+    read_channels,
+)
+from ssl3d.export.report import ExportReport
+from ssl3d.export.source import Source
+from ssl3d.models.backbone import Backbone
+from ssl3d.models.init import TensorOutcome, aliases, check_finite
+from ssl3d.models.resenc import import_op
+from ssl3d.seeding import mix
+
+STEM = "encoder.stem.convs.0.conv.weight"
+HEADS = ".seg_layers."
+
+
+def export_nnunet(
+    source: Source | Backbone,
+    out: Path,
+    *,
+    plans: Path | None = None,
+    dataset_json: Path | None = None,
+    in_channels: int | None = None,
+    strict: bool = False,
+) -> ExportReport:
+    """Write checkpoint.pth, architecture.json, plans_fragment.json, HOW_TO.md and report.json to `out`.
+
+    `plans`: the data set's own plans file; the configuration "3d_fullres_ssl3d" is added to it, the old file is kept
+    beside it, and ssl3dPlans.json (whole plans with the spacing and CT window of the pre-training) is written to `out`.
+    Image channels of the data set come from `in_channels`, `dataset_json` or `plans`, which must agree; a network
+    pre-trained on one channel is adapted to C by repeating its stem and dividing by C.
+    `strict`: refuse when any encoder or decoder tensor is not copied bit by bit.
+    Raises ValueError, FileNotFoundError naming the file, option or tensor; nothing is written then.
+    """
+    source = Source(source) if isinstance(source, Backbone) else source
+    architecture = source.backbone.spec().architecture
+    if architecture is None:
+        raise ValueError(
+            f"nnU-Net has no network like {type(source.backbone).__name__}: only ResEncUNet can be exported"
+        )
+    user_plans = Plans.read(Path(plans)) if plans else None
+    channels = _channels(source.backbone, user_plans, dataset_json, in_channels)
+    check_finite(source.backbone.state_dict(), "the run")
+
+    network = build_network(architecture, channels)
+    report = ExportReport(target="nnU-Net")
+    report.provenance = {"ssl3d": __version__, "in_channels": channels, **source.provenance}
+    report.tensors = fill(network, source)
+    _refuse_inexact(report, strict)
+
+    state = dict(network.state_dict())
+    content = {"network_weights": state, "ssl3d": {**report.provenance, "architecture": architecture}}
+    configured = configuration(source, architecture, user_plans)
+    report.files = [
+        write_atomically(out / "checkpoint.pth", lambda part: _save_and_compare(content, aliases(network), part)),
+        write_json(out / "architecture.json", architecture),
+        write_json(out / "plans_fragment.json", {CONFIGURATION: configured}),
+    ]
+    report.notes += _notes(source, user_plans, configured)
+    if user_plans:
+        whole = plans_like_pretraining(source, configured, user_plans)
+        if whole:
+            report.files.append(write_json(out / f"{PLANS_NAME}.json", whole))
+        backup = user_plans.add(configured)
+        report.files.append(user_plans.path)
+        kept = f"the old file is {backup.name}" if backup else "which it held already"
+        report.notes.append(f"{user_plans.path.name}: configuration {CONFIGURATION} added, {kept}")
+    report.files += [write_text(out / "HOW_TO.md", how_to(report, user_plans)), out / "report.json"]
+    write_json(out / "report.json", report.to_dict())
+    return report
+
+
+def build_network(architecture: dict[str, Any], in_channels: int) -> nn.Module:
+    """nnU-Net's own network of an architecture block, one class, initialised as nnU-Net does from a fixed seed."""
+    module, _, name = architecture["network_class_name"].rpartition(".")
+    network_class = getattr(importlib.import_module(module), name)
+    kwargs = copy.deepcopy(architecture["arch_kwargs"])
+    kwargs |= {key: import_op(key, kwargs[key]) for key in architecture["_kw_requires_import"]}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(mix(0, "nnU-Net export"))  # the heads are new, but every export has the same
+        network = network_class(input_channels=in_channels, num_classes=1, deep_supervision=False, **kwargs)
+        network.apply(network.initialize)
+    return network.float().eval()
+
+
+def fill(network: nn.Module, source: Source) -> list[TensorOutcome]:
+    """Copy the backbone's tensors into nnU-Net's network; one outcome a tensor of the latter."""
+    given = source.backbone.state_dict()
+    encoder = source.backbone.encoder_parameter_names()
+    target = network.state_dict()
+    outcomes = []
+    for name in aliases(network):
+        shape = tuple(target[name].shape)
+        if HEADS in name:
+            outcomes.append(TensorOutcome(name, "fresh", shape, "a segmentation head, which nnU-Net never loads"))
+        elif name not in encoder and not source.trained_decoder:
+            outcomes.append(TensorOutcome(name, "fresh", shape, "the run did not train its decoder"))
+        else:
+            value, how = _fit(given[name], shape) if name == STEM else (given[name], "")
+            with torch.no_grad():
+                target[name].copy_(value)
+            outcomes.append(TensorOutcome(name, "adapted" if how else "copied", shape, how))
+    return outcomes
+
+
+def _fit(stem: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, str]:
+    """The stem for C channels: repeated and divided by C, so that C equal channels give what one gave."""
+    c = shape[1]
+    if stem.shape[1] == c:
+        return stem, ""
+    return stem.repeat(1, c, 1, 1, 1) / c, f"repeated over {c} channels and divided by {c}"
+
+
+def _channels(backbone: Backbone, plans: Plans | None, dataset_json: Path | None, in_channels: int | None) -> int:
+    said = {}
+    if in_channels is not None:
+        said["--in-channels"] = in_channels
+    if dataset_json is not None:
+        said[f"'{dataset_json}'"] = read_channels(Path(dataset_json))
+    if plans is not None and plans.channels is not None:
+        said[f"'{plans.path}'"] = plans.channels
+    if len(set(said.values())) > 1:
+        words = ", ".join(f"{name} says {count}" for name, count in said.items())
+        raise ValueError(f"the number of image channels is contradictory: {words}; give one of them only")
+    channels = next(iter(said.values()), backbone.in_channels)
+    if channels < 1:
+        raise ValueError(f"--in-channels is {channels}; it must be at least 1")
+    if channels != backbone.in_channels and backbone.in_channels != 1:
+        raise ValueError(
+            f"{next(iter(said))}: the data set has {channels} channels and the run {backbone.in_channels}; "
+            "only a run of one channel can be adapted to another number"
+        )
+    return channels
+
+
+def _refuse_inexact(report: ExportReport, strict: bool) -> None:
+    for t in report.tensors:
+        if strict and t.outcome != "copied" and HEADS not in t.name:
+            raise ValueError(f"--strict: '{t.name}' would be {t.outcome} ({t.reason}); leave --strict out to allow it")
+
+
+def _save_and_compare(content: dict[str, Any], groups: dict[str, list[str]], path: Path) -> None:
+    """Write the checkpoint and read it back as a stranger would; what differs is a fault of ours, not the user's."""
+    torch.save(content, path)
+    wanted = content["network_weights"]
+    found = torch.load(path, map_location="cpu", weights_only=True)["network_weights"]
+    assert list(found) == list(wanted), "the checkpoint holds other names than nnU-Net's network"
+    for names in groups.values():
+        for name in names:
+            value = found[name]
+            assert value.dtype == torch.float32 and value.device.type == "cpu", f"{name} is {value.dtype}"
+            assert torch.equal(value, wanted[names[0]]), f"{name} differs from {names[0]}"
+            assert value.data_ptr() == found[names[0]].data_ptr(), f"{name} is stored apart from {names[0]}"
+
+
+def _notes(source: Source, plans: Plans | None, configured: dict[str, Any]) -> list[str]:
+    notes = []
+    if not source.trained_decoder:
+        notes.append("the decoder is fresh: this run trained the encoder only")
+    if plans is None:
+        return notes
+    planned, patch = list(plans.parent["patch_size"]), configured["patch_size"]
+    if planned != patch:
+        notes.append(f"patch {planned} became {patch}: this network needs multiples of {source.backbone.total_stride}")
+    order = plans.content.get("transpose_forward", [0, 1, 2])
+    if list(order) != [0, 1, 2]:
+        notes.append(f"nnU-Net transposes this data set's axes to {order}; the pre-training saw (z, y, x)")
+    own, theirs = source.provenance.get("spacing"), plans.parent.get("spacing")
+    if own and theirs:
+        seen = [own[axis] for axis in order]
+        if any(abs(a - b) > 0.05 * b for a, b in zip(seen, theirs)):
+            words = [", ".join(f"{v:.3g}" for v in values) for values in (seen, theirs)]
+            notes.append(f"pre-trained at {words[0]} mm, this configuration resamples to {words[1]} mm (see HOW_TO.md)")
+    return notes

@@ -1,0 +1,55 @@
+"""Weights as a .safetensors file: encoder and decoder in float32, one name a tensor, and a JSON file beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from ssl3d import __version__
+from ssl3d.export.files import write_atomically, write_json
+from ssl3d.export.report import ExportReport
+from ssl3d.export.source import Source
+from ssl3d.models.backbone import Backbone
+from ssl3d.models.init import TensorOutcome, aliases, check_finite
+
+
+def export_safetensors(source: Source | Backbone, out: Path, strict: bool = False) -> ExportReport:
+    """Write model.safetensors and model.json (the backbone's spec and its provenance) to `out`.
+
+    Tensors of one storage (nnU-Net's aliases) are written once, under their first name; load_weights reads them back.
+    A decoder that was not trained is left out. Raises ValueError on NaN or Inf, with `strict` when the decoder is left
+    out, and when the safetensors library is missing.
+    """
+    try:
+        from safetensors.torch import save_file
+    except ModuleNotFoundError:
+        raise ValueError("--to safetensors needs the safetensors library: pip install safetensors") from None
+    source = Source(source) if isinstance(source, Backbone) else source
+    backbone = source.backbone
+    state = backbone.state_dict()
+    check_finite(state, "the run")
+    encoder = backbone.encoder_parameter_names()
+    report = ExportReport(target="safetensors", provenance={"ssl3d": __version__, **source.provenance})
+    tensors = {}
+    for name in aliases(backbone):
+        shape = tuple(state[name].shape)
+        if name in encoder or source.trained_decoder:
+            value = state[name].detach().cpu()
+            tensors[name] = (value.float() if value.is_floating_point() else value).contiguous()
+            report.tensors.append(TensorOutcome(name, "copied", shape))
+        elif strict:
+            raise ValueError(f"--strict: '{name}' belongs to the decoder, which this run did not train")
+        else:
+            report.tensors.append(TensorOutcome(name, "ignored", shape, "the run did not train its decoder"))
+    content = {
+        "backbone": dataclasses.asdict(backbone.spec()),
+        "tensors": {name: list(value.shape) for name, value in tensors.items()},
+        "provenance": report.provenance,
+    }
+    report.files = [
+        write_atomically(out / "model.safetensors", lambda part: save_file(tensors, part, {"format": "pt"})),
+        write_json(out / "model.json", content),
+    ]
+    report.files.append(out / "report.json")
+    write_json(out / "report.json", report.to_dict())
+    return report
