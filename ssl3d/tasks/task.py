@@ -29,7 +29,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def after_step(self, step: int, steps: int) -> None:
-        """Called after each optimiser step (EMA teachers, queues); nothing by default."""
+        """Called after optimiser step `step` (0 is the first) of `steps`: EMA teachers, queues. Nothing by default."""
 
 
 class PretextTask(Objective):

@@ -140,4 +140,4 @@ class TaskTests:
             optimizer.zero_grad()
             self.loss(task, batch).backward()
             optimizer.step()
-            task.after_step(step + 1, steps)
+            task.after_step(step, steps)
