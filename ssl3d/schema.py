@@ -104,18 +104,20 @@ def check_fields(
 ) -> tuple[dict[str, Any], list[str]]:
     """Check a mapping against {name: (annotation, default)}: -> (completed values, faults)."""
     faults = []
+    meant = set()  # keys that a typo stood for: not also reported as missing
     for name in values:
         if name not in known:
             faults.append(f"unknown key '{join(key, name)}'{did_you_mean(str(name), list(known))}")
+            meant.update(difflib.get_close_matches(str(name), list(known), n=1))
     completed: dict[str, Any] = {}
     for name, (annotation, default) in known.items():
         path = join(key, name)
         if name in values and values[name] != MISSING:
             completed[name], found = check_value(values[name], annotation, path)
             faults += found
-        elif name in values or default is inspect.Parameter.empty:
+        elif (name in values or default is inspect.Parameter.empty) and name not in meant:
             faults.append(f"{path} is not set: give it, for example {path}=VALUE")
-        else:
+        elif name not in meant:
             completed[name] = plain(default)
     return completed, faults
 

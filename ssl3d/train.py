@@ -30,10 +30,10 @@ class TrainingStopped(RuntimeError):
 
 
 class _Parcel:
-    """A batch on its way through Fabric and DDP, which would else convert its float64 affines to float32."""
+    """A batch in, or outputs out, past Fabric, which would else convert float64 affines and losses to float32."""
 
-    def __init__(self, batch: RegionBatch) -> None:
-        self.batch = batch
+    def __init__(self, content: Any) -> None:
+        self.content = content
 
 
 class _Trained(nn.Module):
@@ -43,8 +43,8 @@ class _Trained(nn.Module):
         super().__init__()
         self.objective = objective
 
-    def forward(self, parcel: _Parcel) -> dict[str, Tensor]:
-        return self.objective(parcel.batch)
+    def forward(self, parcel: _Parcel) -> _Parcel:
+        return _Parcel(self.objective(parcel.content))
 
 
 @dataclass
@@ -205,7 +205,7 @@ def _step(training: Training, batches: Iterator[RegionBatch], watch: _Watch, fin
         batch = _to_device(watch.wait(batches), fabric, recipe)
         is_last = micro == recipe.run.accumulate - 1
         with fabric.no_backward_sync(training.module, enabled=not is_last):
-            outputs = training.module(_Parcel(batch))
+            outputs = training.module(_Parcel(batch)).content
             finite.see(outputs["loss"])
             fabric.backward(outputs["loss"] / recipe.run.accumulate)
         training.metrics.add(outputs)

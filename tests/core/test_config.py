@@ -94,8 +94,8 @@ def test_unset_store_is_allowed_where_said():
 
 
 def test_unknown_recipe_names_the_nearest():
-    with pytest.raises(FileNotFoundError, match="mae_resenc_l"):
-        load("mae_resenc_m")
+    with pytest.raises(FileNotFoundError, match="did you mean 'mae_resenc_l'"):
+        load("mae_resenc_ll")
 
 
 def test_broken_yaml_names_the_file(tmp_path):

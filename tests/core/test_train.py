@@ -80,8 +80,10 @@ def test_another_number_of_workers_or_micro_batches_sees_the_same_samples(tiny, 
     one = train(tiny(f"run.dir={tmp_path / 'one'}"))
     two = train(tiny(f"run.dir={tmp_path / 'two'}", "data.workers=2"))
     assert_same_run(one, two)
-    three = train(tiny(f"run.dir={tmp_path / 'three'}", "run.accumulate=2", "run.precision=64-true"))
-    four = train(tiny(f"run.dir={tmp_path / 'four'}", "run.precision=64-true"))
+    # SGD: Adam would blow the rounding of gradients that are zero (biases before a norm) up to whole steps
+    exact = ["run.precision=64-true", "optim.name=sgd"]
+    three = train(tiny(f"run.dir={tmp_path / 'three'}", "run.accumulate=2", *exact))
+    four = train(tiny(f"run.dir={tmp_path / 'four'}", *exact))
     a, b = (checkpoint.open_run(r)["model"] for r in (three, four))
     assert max(float((a[k] - b[k]).abs().max()) for k in a) < 1e-9
 
@@ -148,7 +150,7 @@ def test_finished_run_is_left_alone(tiny):
 def test_another_recipe_is_refused_in_the_same_directory(tiny):
     train(tiny())
     with pytest.raises(ConfigError, match=r"task\.mask_ratio is 0\.6, but the run .* was started with 0\.75"):
-        train(tiny("task.mask_ratio=0.6", "run.steps=9"))
+        train(tiny("task.mask_ratio=0.6"))
 
 
 def test_damaged_last_checkpoint_falls_back(tiny, tmp_path, capsys):
@@ -196,10 +198,11 @@ def run_in_process(recipe_file, *overrides):
 
 @pytest.mark.slow
 def test_two_ranks_are_one_rank(tiny, tmp_path):
-    recipe = tiny("run.precision=64-true", "run.steps=4", "data.batch_size=4")
+    exact = ["run.precision=64-true", "optim.name=sgd", "run.steps=4", "data.batch_size=4"]
+    recipe = tiny(*exact)
     file = tmp_path / "recipe.yaml"
     OmegaConf.save(OmegaConf.create(recipe.to_dict()), file)
-    one = train(tiny("run.precision=64-true", "run.steps=4", "data.batch_size=4", f"run.dir={tmp_path / 'one'}"))
+    one = train(tiny(*exact, f"run.dir={tmp_path / 'one'}"))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517",
                "-m", "ssl3d", "train", str(file)]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=110)
