@@ -153,5 +153,7 @@ def resampled_grid(
 def same_place(shape: Sequence[int], a: np.ndarray, b: np.ndarray, tolerance_voxels: float = 0.5) -> bool:
     """True when two affines put the corners of a grid of `shape` less than `tolerance_voxels` apart."""
     corners = np.array([[i * (n - 1) for i, n in zip(bits, shape)] + [1] for bits in np.ndindex(2, 2, 2)], dtype=float)
-    gap = np.linalg.norm((corners @ np.asarray(a, dtype=float).T - corners @ np.asarray(b, dtype=float).T)[:, :3], axis=1)
+    gap = np.linalg.norm(
+        (corners @ np.asarray(a, dtype=float).T - corners @ np.asarray(b, dtype=float).T)[:, :3], axis=1
+    )
     return bool(gap.max() <= tolerance_voxels * spacing_of(a).min())

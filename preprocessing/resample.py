@@ -2,8 +2,8 @@
 
 One linear operator an axis. Its kernel is the cardinal cubic spline (Unser, "Splines: a perfect fit for signal and
 image processing", 1999): exactly what a prefiltered order-3 B-spline interpolates with. On an axis that shrinks by
-s > 1 the kernel is stretched by s, which moves its cut-off to the new grid's Nyquist frequency (stop-band below 1 % from
-1.5 times that frequency on), so no alias is left; an axis that grows is interpolated without blur. Beyond the edge the
+s > 1 the kernel is stretched by s, which moves its cut-off to the new grid's Nyquist frequency (below 1 % from 1.5
+times that frequency on), so no alias is left; an axis that grows is interpolated without blur. Beyond the edge the
 signal is mirrored about the face of the last voxel.
 """
 

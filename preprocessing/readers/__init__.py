@@ -10,14 +10,14 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
-from preprocessing.geometry import Scan
+from preprocessing.geometry import Scan, same_place
 from preprocessing.readers import dicom, itk, nifti
 from preprocessing.readers.header import Header
 from preprocessing.refusal import Refusal
 
-__all__ = ["Header", "header", "read", "read_series", "split_extension"]
+__all__ = ["Header", "header", "read", "read_series", "split_extension", "stack_channels"]
 
-_READERS = {ext: nifti for ext in nifti.EXTENSIONS} | {ext: itk for ext in itk.EXTENSIONS}
+_READERS = dict.fromkeys(nifti.EXTENSIONS, nifti) | dict.fromkeys(itk.EXTENSIONS, itk)
 EXTENSIONS = tuple(sorted(_READERS, key=len, reverse=True))  # ".nii.gz" is tried before ".gz" could be
 _CUT_SHORT = ("expected", "truncated", "end of file", "end-of-stream", "unexpected end", "not enough", "premature")
 _FAILURES = (OSError, EOFError, ValueError, RuntimeError, KeyError, TypeError, ArithmeticError, IndexError,
@@ -83,8 +83,6 @@ def read_series(paths: Sequence[Path]) -> Scan:
 def stack_channels(scans: Sequence[Scan]) -> Scan:
     """Scans of one case as the channels of one volume. Raises Refusal `channel_mismatch` when their grids differ."""
     first = scans[0]
-    from preprocessing.geometry import same_place
-
     for number, scan in enumerate(scans):
         if scan.data.shape[1:] != first.data.shape[1:]:
             raise Refusal(

@@ -192,10 +192,12 @@ def _check_even(heights: np.ndarray) -> None:
         share = gap / usual
         if round(share) >= 2 and abs(share - round(share)) < 0.05:
             lost = ", ".join(f"{height + usual * k:.2f}" for k in range(1, round(share)))
-            raise Refusal("missing_slices", f"no slice at {lost} mm along the normal, where slices are {usual:.2f} apart")
+            raise Refusal(
+                "missing_slices", f"no slice at {lost} mm along the normal, where slices are {usual:.2f} apart"
+            )
         raise Refusal(
             "uneven_spacing",
-            f"the slices at {height:.2f} and {height + gap:.2f} mm along the normal are {gap:.2f} apart, others {usual:.2f}",
+            f"slices at {height:.2f} and {height + gap:.2f} mm along the normal are {gap:.2f} apart, others {usual:.2f}",
         )
 
 

@@ -1,0 +1,120 @@
+"""Where the patient is: a mask for statistics and a box for sampling. It never changes a voxel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import ndimage
+
+BODY_HU = -500.0
+_COARSE_MM = 3.0
+_OPENING_MM = 6.0  # thinner than a body, thicker than a table top or a blanket
+_SMALLEST_PART = 0.02  # of the largest component; smaller islands are noise
+
+
+def _block_means(values: np.ndarray, steps: Sequence[int]) -> np.ndarray:
+    """Means over blocks of `steps` voxels; the last block of an axis may be smaller."""
+    out: np.ndarray = values.astype(np.float32)
+    for axis, step in enumerate(steps):
+        if step == 1:
+            continue
+        starts = np.arange(0, out.shape[axis], step)
+        widths = np.diff(np.append(starts, out.shape[axis])).astype(np.float32)
+        shape = [1, 1, 1]
+        shape[axis] = -1
+        out = np.add.reduceat(out, starts, axis=axis) / widths.reshape(shape)
+    return out
+
+
+def otsu(values: np.ndarray) -> float:
+    """Otsu's threshold (1979) between the 0.5 and 99.5 percentiles, 256 bins."""
+    low, high = np.percentile(values, [0.5, 99.5])
+    if high <= low:
+        return float(low)
+    counts, edges = np.histogram(np.clip(values, low, high), bins=256)
+    centres = (edges[:-1] + edges[1:]) / 2
+    below = np.cumsum(counts).astype(np.float64)
+    above = below[-1] - below
+    sums = np.cumsum(counts * centres)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
+    between[~np.isfinite(between)] = -1.0
+    return float(centres[int(np.argmax(between))])
+
+
+def _ball(spacing: np.ndarray, radius_mm: float) -> np.ndarray:
+    """Voxels within radius_mm of the centre, on a grid of `spacing`."""
+    reach = [int(radius_mm / s) for s in spacing]
+    grid = np.meshgrid(*[np.arange(-r, r + 1) * s for r, s in zip(reach, spacing)], indexing="ij")
+    return sum(g**2 for g in grid) <= radius_mm**2 + 1e-6
+
+
+def _opened(mask: np.ndarray, ball: np.ndarray) -> np.ndarray:
+    """Opening that takes what leaves the volume for body, so that slabs of few slices survive."""
+    pad = [n // 2 for n in ball.shape]
+    padded = np.pad(mask, [(p, p) for p in pad], mode="edge")
+    opened = ndimage.binary_dilation(ndimage.binary_erosion(padded, ball, border_value=1), ball)
+    return opened[tuple(slice(p, p + n) for p, n in zip(pad, mask.shape))]
+
+
+def _body(coarse: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """CT: above -500 HU, table and clothes opened away, largest component, its air cavities filled slice by slice."""
+    dense = coarse > BODY_HU
+    ball = _ball(spacing, _OPENING_MM)
+    core = _opened(dense, ball)
+    parts, count = ndimage.label(core if core.any() else dense)
+    if count == 0:
+        return dense
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    body = parts == int(np.argmax(sizes))
+    body = ndimage.binary_dilation(body) & dense | body
+    return np.stack([ndimage.binary_fill_holes(plane) for plane in body])
+
+
+def _bright(coarse: np.ndarray, spacing: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """MR and others: above Otsu's threshold, without islands, holes filled."""
+    if not valid.any():
+        return valid
+    mask = (coarse > otsu(coarse[valid])) & valid
+    parts, count = ndimage.label(mask)
+    if count > 1:
+        sizes = np.bincount(parts.ravel())
+        sizes[0] = 0
+        mask = (sizes >= _SMALLEST_PART * sizes.max())[parts]
+    return ndimage.binary_fill_holes(mask)
+
+
+def foreground(
+    values: np.ndarray, spacing: Sequence[float], modality: str, valid: np.ndarray | None
+) -> tuple[np.ndarray, list[list[int]]]:
+    """(mask (Z, Y, X) bool, box [[z0, y0, x0], [z1, y1, x1]) of one channel; neither is ever empty.
+
+    `values` physical, `spacing` (z, y, x) mm. Found on blocks of about 3 mm, so the box is true to about that.
+    Falls back to the box of all valid voxels, then to the whole volume.
+    """
+    steps = [max(1, min(int(_COARSE_MM / s + 0.5), n // 16)) for s, n in zip(spacing, values.shape)]
+    own = np.array([s * k for s, k in zip(spacing, steps)])
+    coarse = _block_means(values, steps)
+    usable = np.ones(coarse.shape, bool) if valid is None else _block_means(valid, steps) > 0.5
+    small = (_body(coarse, own) & usable) if modality == "ct" else _bright(coarse, own, usable)
+    mask = small
+    for axis, step in enumerate(steps):
+        if step > 1:
+            mask = np.repeat(mask, step, axis=axis)
+    mask = mask[tuple(slice(0, n) for n in values.shape)]
+    if not mask.any():
+        mask = np.ones(values.shape, bool) if valid is None or not valid.any() else valid
+    return mask, bounding_box(mask)
+
+
+def bounding_box(mask: np.ndarray) -> list[list[int]]:
+    """[[z0, y0, x0], [z1, y1, x1]) of the true voxels of a mask that has some."""
+    low, high = [], []
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
+        inside = np.flatnonzero(mask.any(axis=others))
+        low.append(int(inside[0]))
+        high.append(int(inside[-1]) + 1)
+    return [low, high]

@@ -1,0 +1,144 @@
+"""What a run will make: the sources found, with the labels, targets and spacing that the user asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from preprocessing import datasets, readers
+from preprocessing.geometry import canonical_grid, spacing_of
+from preprocessing.readers import dicom, split_extension
+from preprocessing.refusal import Refusal
+from preprocessing.sources import Discovery, Source
+from preprocessing.volume import Spacing
+
+SPACINGS = ("iso1", "median", "keep")
+
+
+def find_sources(arguments: Sequence[str | Path], key: bytes, skip: Sequence[Path]) -> list[Source]:
+    """All sources in the order given; a file that is reached twice counts once. `skip`: folders not to look into.
+
+    Raises FileNotFoundError or ValueError naming a source that is missing or empty.
+    """
+    discovery = Discovery(key, {folder.resolve() for folder in skip})
+    found: dict[tuple[Path, ...], Source] = {}
+    for argument in arguments:
+        for source in discovery.of(argument):
+            place = tuple(path.resolve() for path in source.paths)
+            earlier = found.setdefault(place, source)
+            earlier.named = earlier.named or source.named
+    return list(found.values())
+
+
+def attach_labels(sources: Sequence[Source], folder: Path) -> None:
+    """Give each source the label of the same name (extensions aside) in `folder` or below.
+
+    Names of classes come from a dataset.json in the folder or above it. Sources without one stay unlabelled.
+    Raises FileNotFoundError, and ValueError when not a single name fits.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--labels {folder} is no folder")
+    labels: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        stem, extension = split_extension(path.name)
+        if extension and not path.name.startswith("."):
+            labels.setdefault(stem, path)
+    description = next((d for d in (folder, folder.parent) if (d / datasets.DATASET_FILE).is_file()), None)
+    classes: dict[int, str] = {}
+    ignore: int | None = None
+    if description is not None:
+        classes, ignore = datasets.class_names(datasets.read_description(description / datasets.DATASET_FILE))
+    matched = 0
+    for source in sources:
+        label = next(
+            (labels[name] for name in (source.session, source.raw_subject, _stem(source)) if name in labels), None
+        )
+        if label is not None:
+            source.label, source.classes, source.ignore = label, dict(classes), ignore
+            matched += 1
+    if matched == 0:
+        raise ValueError(f"--labels {folder}: no file there has the name of a source, such as {_example(sources)}")
+
+
+def _stem(source: Source) -> str:
+    return split_extension(source.paths[0].name)[0]
+
+
+def _example(sources: Sequence[Source]) -> str:
+    return sources[0].paths[0].name if sources else "case_001.nii.gz"
+
+
+def attach_targets(sources: Sequence[Source], file: Path) -> None:
+    """Give sources the numbers of a CSV: first column id, subject or file name, a target a further column.
+
+    An empty cell is a missing target. Raises FileNotFoundError, and ValueError naming column and row that is no number,
+    or when no row fits any source.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"--targets {file} does not exist")
+    table = pd.read_csv(file, sep="\t" if file.suffix.lower() == ".tsv" else ",", dtype=str, keep_default_na=False)
+    if table.shape[1] < 2:
+        raise ValueError(f"--targets {file} needs a first column of ids, subjects or file names, and a column a target")
+    rows: dict[str, dict[str, float]] = {}
+    for record in table.itertuples(index=False, name=None):
+        values = {}
+        for column, cell in zip(table.columns[1:], record[1:]):
+            if not cell.strip():
+                continue
+            try:
+                values[str(column)] = float(cell)
+            except ValueError as error:
+                raise ValueError(
+                    f"--targets {file}: '{cell}' in column '{column}', row '{record[0]}' is no number"
+                ) from error
+            if not math.isfinite(values[str(column)]):
+                del values[str(column)]
+        name = str(record[0]).strip()
+        rows[name] = rows[split_extension(name)[0]] = values
+    matched = False
+    for source in sources:
+        names = (source.id, source.session, source.public, _stem(source), source.raw_subject, source.subject)
+        row = next((rows[name] for name in names if name and name in rows), None)
+        if row is not None:
+            source.targets, matched = row, True
+    if not matched:
+        raise ValueError(f"--targets {file}: its first column names no source, such as {_example(sources)}")
+
+
+def parse_spacing(text: str | Sequence[float]) -> str | tuple[float, float, float]:
+    """ "iso1", "median", "keep", or z,y,x in mm. Raises ValueError."""
+    if text in SPACINGS:
+        return str(text)
+    parts = text.split(",") if isinstance(text, str) else list(text)
+    try:
+        numbers = [float(part) for part in parts]
+    except ValueError:
+        numbers = []
+    if len(numbers) != 3 or not all(math.isfinite(n) and n > 0 for n in numbers):
+        raise ValueError(f"--spacing {text}: give iso1, median, keep, or three sizes in mm as z,y,x, such as 3,1,1")
+    return numbers[0], numbers[1], numbers[2]
+
+
+def median_spacing(sources: Sequence[Source]) -> Spacing:
+    """(z, y, x) mm: the median over all sources that can be read, from headers alone, to a micrometre."""
+    spacings = []
+    for source in sources:
+        if source.problem is not None:
+            continue
+        try:
+            if source.series:
+                shape, affine = dicom.series_geometry(source.paths)
+            else:
+                header = readers.header(source.paths[0])
+                shape, affine = header.shape, header.affine
+            spacings.append(spacing_of(canonical_grid(affine, shape)[1]))
+        except Refusal:
+            continue  # the worker that reads it will say so
+    if not spacings:
+        raise ValueError("--spacing median: no source could be read, so there is no median")
+    z, y, x = (round(float(s), 3) for s in np.median(np.array(spacings), axis=0))
+    return z, y, x

@@ -1,0 +1,96 @@
+"""What a worker does with one source: read, build, write each of its volumes, or say why not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from preprocessing import readers
+from preprocessing.geometry import Scan
+from preprocessing.refusal import Refusal
+from preprocessing.sources import Source
+from preprocessing.volume import Spacing, build
+from ssl3d.data.write import is_committed, write_volume
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where to write, the spacing ("keep", "iso1" or (z, y, x) mm), the modality asked for."""
+
+    root: str
+    spacing: Spacing
+    modality: str
+
+
+@dataclass
+class Outcome:
+    """One volume, or one source that became none: `refusal` is None when the volume is in the store."""
+
+    volume_id: str
+    refusal: Refusal | None = None
+
+
+def scans_of(source: Source, frames: Sequence[int]) -> Iterator[Scan]:
+    """The scans of a source in turn: its series, its stacked channels, or the given frames of its file."""
+    if source.series:
+        yield readers.read_series(source.paths)
+    elif source.channels:
+        yield readers.stack_channels([scan for path in source.paths for scan in readers.read(path)])
+    else:
+        yield from readers.read(source.paths[0], frames)
+
+
+def _label_of(source: Source) -> Scan | None:
+    """The label's file as read. Raises Refusal `label_unreadable` or `label_shape_mismatch`."""
+    if source.label is None:
+        return None
+    try:
+        scans = list(readers.read(source.label))
+    except Refusal as refusal:
+        raise Refusal("label_unreadable", f"label: {refusal.detail}") from refusal
+    if len(scans) != 1:
+        raise Refusal("label_shape_mismatch", f"the label holds {len(scans)} volumes, its image one")
+    return scans[0]
+
+
+def convert_source(source: Source, settings: Settings) -> list[Outcome]:
+    """Convert what is not in the store yet of a source; one outcome a volume.
+
+    A scan that cannot be converted is an outcome; a store that cannot be written (OSError) ends the run.
+    """
+    ids = source.volume_ids()
+    missing = [k for k, volume_id in enumerate(ids) if not is_committed(settings.root, volume_id)]
+    outcomes = [Outcome(volume_id) for volume_id in ids if is_committed(settings.root, volume_id)]
+    done = 0
+    try:
+        label = _label_of(source) if missing else None
+        for frame, scan in zip(missing, scans_of(source, missing)):
+            outcomes.append(_convert_scan(ids[frame], source, scan, label, settings))
+            done += 1
+    except Refusal as refusal:
+        outcomes += [Outcome(ids[frame], refusal) for frame in missing[done:]]
+    return outcomes
+
+
+def _convert_scan(volume_id: str, source: Source, scan: Scan, label: Scan | None, settings: Settings) -> Outcome:
+    """Build and write one volume."""
+    try:
+        volume = build(volume_id, source, scan, label, settings.spacing, settings.modality)
+    except Refusal as refusal:
+        return Outcome(volume_id, refusal)
+    except MemoryError:
+        return Outcome(volume_id, Refusal("too_large"))
+    except (ValueError, ArithmeticError, IndexError, TypeError, KeyError, RuntimeError) as error:
+        text = " ".join(str(error).split())[:160]
+        return Outcome(volume_id, Refusal("failed", f"the conversion failed on it ({type(error).__name__}: {text})"))
+    write_volume(
+        settings.root,
+        volume_id,
+        volume.image,
+        volume.attributes,
+        label=volume.label,
+        label_info=volume.label_info,
+        valid=volume.valid,
+        label_original=volume.label_original,
+    )
+    return Outcome(volume_id)
