@@ -123,9 +123,10 @@ def _groups(rows: pd.DataFrame, by: list[str]) -> Iterator[tuple[Any, pd.DataFra
     yield from rows.groupby(by, sort=False)
 
 
-def _strict_mean(values: pd.Series[Any]) -> float:
-    """A missing value makes the mean missing: averaging over what is left would change what is compared."""
-    return float(values.mean(skipna=False))
+def _strict_mean(grouped: Any) -> Any:
+    """Means of a groupby, missing where a value is: averaging what is left would change what is compared."""
+    means, counts = grouped.mean(), grouped.count()
+    return means.where(counts.eq(grouped.size(), axis=0))
 
 
 def _order(key: tuple[int, str], baselines: Mapping[str, str]) -> tuple[int, bool, str]:
@@ -162,8 +163,8 @@ def _table(cell: pd.DataFrame) -> pd.DataFrame:
     per_case = cell.assign(value=cell["value"].astype(float)).groupby(
         [by, "seed" if by == "subset" else "subset", "patient", "label"]
     )["value"]
-    per_patient = per_case.agg(_strict_mean)
-    table = per_patient.groupby([by, "patient", "label"]).agg(_strict_mean)
+    per_patient = _strict_mean(per_case)
+    table = _strict_mean(per_patient.groupby([by, "patient", "label"]))
     wide = table.unstack(["patient", "label"])
     wide.attrs = {"subsets": subsets, "seeds": seeds}
     return wide
@@ -172,7 +173,7 @@ def _table(cell: pd.DataFrame) -> pd.DataFrame:
 def _patients(table: pd.DataFrame) -> pd.DataFrame:
     """Average the classes of each patient; a patient with one class missing in a replicate has no score there."""
     known = table.dropna(axis=1, how="all")  # a class the patient has not got
-    return known.T.groupby(level="patient").agg(_strict_mean).T
+    return _strict_mean(known.T.groupby(level="patient")).T
 
 
 def patient_scores(results: pd.DataFrame, measure: str, metric: str, n_labelled: int) -> pd.DataFrame:

@@ -90,7 +90,7 @@ def _differences(
     for i, arm in enumerate(arms):
         own = [p for p in points if p.arm == arm and p.difference is not None]
         _line(axes, own, chosen[arm], _shift(i, len(arms)), True, arm)
-    axes.set_ylabel(f"{METRICS[metric].name} minus {BASELINES.get(measure, 'baseline')}")
+    axes.set_ylabel(f"{METRICS[metric].name} minus {BASELINES.get(measure, 'baseline').removeprefix('a ')}")
     axes.set_xlabel("labelled patients")
     _ticks(axes, points)
 
@@ -143,7 +143,10 @@ def svg(figure: Figure) -> str:
         figure.savefig(target, format="svg", transparent=True, metadata={"Date": None})
     text = re.sub(r"<metadata>.*?</metadata>", "", target.getvalue(), flags=re.DOTALL)
     text = re.sub(r' (xmlns|xmlns:xlink|width|height)="[^"]*"', "", text[text.index("<svg") :], count=4)
-    return text.replace(INK, "currentColor").replace(GRID, "var(--line)")
+    text = text.replace(INK, "currentColor").replace(GRID, "var(--line)")
+    for i, colour in enumerate((BASELINE_COLOUR, *COLOURS)):
+        text = text.replace(colour.lower(), f"var(--c{i})")  # page.STYLE has brighter ones for dark screens
+    return text
 
 
 def describe(points: Sequence[Point], metric: str = "dice") -> str:

@@ -7,9 +7,11 @@ from html import escape
 
 STYLE = """
 :root { --ink: #1b1d21; --soft: #5c6370; --line: #dfe2e7; --paper: #ffffff; --shade: #f5f6f8; --mark: #0072b2;
-  --better: #00704f; --worse: #b04a00; color-scheme: light dark; }
+  --better: #00704f; --worse: #b04a00; color-scheme: light dark;
+  --c0: #767676; --c1: #0072b2; --c2: #d55e00; --c3: #009e73; --c4: #b85c91; --c5: #c98600; --c6: #2f8fc4; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e8e9ec; --soft: #a3a9b4; --line: #3a3e46; --paper: #16181c;
-  --shade: #1f2228; --mark: #6bb8ea; --better: #4fc99f; --worse: #f0955a; } }
+  --shade: #1f2228; --mark: #6bb8ea; --better: #4fc99f; --worse: #f0955a;
+  --c0: #9aa0aa; --c1: #5ab0ea; --c2: #f08a45; --c3: #35c79c; --c4: #dc95bd; --c5: #ecb340; --c6: #8fd0f5; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); -webkit-text-size-adjust: 100%;
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
@@ -27,7 +29,8 @@ figcaption { margin-top: .5rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; margin: .6rem 0; }
 caption { text-align: left; caption-side: bottom; padding-top: .4rem; }
-th, td { padding: .35rem .7rem .35rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
+th, td { padding: .35rem .55rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
+th:first-child, td:first-child { padding-left: 0; } th:last-child, td:last-child { padding-right: 0; }
 thead th { font-weight: 600; border-bottom: 2px solid var(--soft); vertical-align: bottom; }
 td.number, th.number { text-align: right; white-space: nowrap; }
 td.better { color: var(--better); font-weight: 600; } td.worse { color: var(--worse); font-weight: 600; }
@@ -35,10 +38,13 @@ code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospac
 pre { background: var(--shade); padding: .8rem 1rem; overflow-x: auto; line-height: 1.45; white-space: pre-wrap;
   overflow-wrap: anywhere; }
 details { margin: .5rem 0; border: 1px solid var(--line); border-radius: 4px; padding: .45rem .9rem; }
-summary { cursor: pointer; font-weight: 600; } .swatch { display: inline-block; width: .8em; height: .8em;
-  border-radius: 2px; margin: 0 .3em 0 .8em; vertical-align: -.05em; }
+summary { cursor: pointer; font-weight: 600; }
+.key { white-space: nowrap; margin-left: .6em; }
+.key span { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .35em; }
 @media print { :root { --ink: #000; --soft: #444; --line: #bbb; --paper: #fff; --shade: #f3f3f3; --mark: #0072b2;
-  --better: #00704f; --worse: #b04a00; color-scheme: light; } main { max-width: none; padding: 0; }
+  --better: #00704f; --worse: #b04a00; color-scheme: light;
+  --c0: #767676; --c1: #0072b2; --c2: #d55e00; --c3: #009e73; --c4: #b85c91; --c5: #c98600; --c6: #2f8fc4; }
+  main { max-width: none; padding: 0; }
   body { font-size: 10.5pt; } h2, h3 { break-after: avoid; } figure, table, .lead { break-inside: avoid; } }
 """
 

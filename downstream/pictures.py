@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from downstream.curve import STYLE
@@ -104,7 +105,7 @@ def montage(case: Case, arms: Sequence[str]) -> Figure:
     ratio = image.shape[0] * aspect / image.shape[1]
     columns = [REFERENCE, *arms]
     with rc_context(STYLE | {"axes.grid": False}):
-        figure = Figure(figsize=(2.7 * len(columns), 2.7 * ratio + 0.35), layout="constrained")
+        figure = Figure(figsize=(2.7 * len(columns), 2.7 * ratio), layout="constrained")
         axes = figure.subplots(1, len(columns), squeeze=False)[0]
         for axis, name in zip(axes, columns):
             axis.imshow(
@@ -116,7 +117,9 @@ def montage(case: Case, arms: Sequence[str]) -> Figure:
             else:
                 _contours(axis, reference, dict.fromkeys(classes, REFERENCE_COLOUR), 1.0)
                 _contours(axis, case.predictions[name][slice_][box], colours, 1.6)
-            axis.set_title(name, fontsize=10, fontweight="normal")
+            outline = [withStroke(linewidth=2.5, foreground="black")]  # legible on any tissue, the page light or dark
+            at = {"transform": axis.transAxes, "ha": "left", "va": "top", "color": "white", "fontsize": 10}
+            axis.text(0.03, 0.97, name, path_effects=outline, **at)
             axis.set_axis_off()
     return figure
 
@@ -162,6 +165,7 @@ def _contours(axis: Axes, labels: NDArray[np.integer], colours: Mapping[int, str
     y, x = (np.arange(-1, n + 1) for n in labels.shape)
     for value, colour in colours.items():
         if (labels == value).any():
-            axis.contour(x, y, padded == value, levels=[0.5], colors=[colour], linewidths=width)
+            line = axis.contour(x, y, padded == value, levels=[0.5], colors=[colour], linewidths=width)
+            line.set_path_effects([withStroke(linewidth=width + 1, foreground="#00000090")])
     axis.set_xlim(-0.5, labels.shape[1] - 0.5)
     axis.set_ylim(labels.shape[0] - 0.5, -0.5)

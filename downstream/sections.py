@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -185,8 +186,8 @@ def cases(evaluation: Evaluation, points: Sequence[Point]) -> tuple[list[str], l
         "predictions are those of one seed. Axial slice with the largest labelled area, the patient's left on the "
         "right. White lines: the reference under a prediction. Coloured lines:"
     )
-    legend = "".join(
-        f'<span class="swatch" style="background:{colour}"></span>{page.text(loaded[0].classes.get(value, value))}'
+    legend = " ".join(
+        f'<span class="key"><span style="background:{colour}"></span>{page.text(loaded[0].classes[value])}</span>'
         for value, colour in pictures.class_colours(loaded[0].classes).items()
     )
     return ["<h2>Cases</h2>", f"<p>{page.text(intro)} {legend}</p>", *lines], data
@@ -214,7 +215,8 @@ def design(evaluation: Evaluation, points: Sequence[Point], trials: Sequence[Tri
         subsets = sorted({p.subsets for p in own})
         items.append(
             f"{MEASURES.get(measure, measure)}: {amounts} labelled patients; {_range(seeds)} seeds over "
-            f"{_range(subsets)} labelled subset{'' if subsets == [1] else 's'}; compared with {BASELINES.get(measure, 'its baseline')}."
+            f"{_range(subsets)} labelled subset{'' if subsets == [1] else 's'}; compared with "
+            f"{BASELINES.get(measure, 'its baseline')}."
         )
     items += [
         "A patient's score is the mean over scans and then over classes; both masks empty counts as Dice 1, one empty "
@@ -276,7 +278,7 @@ def provenance(evaluation: Evaluation) -> list[str]:
     runs = [str(arm["run"]) for arm in evaluation.arms.values() if arm.get("run")]
     if runs:
         suite = evaluation.directory / "suite.yaml"
-        again = f"ssl3d evaluate {' '.join(runs)} --suite {suite} --out NEW"
+        again = f"ssl3d evaluate {shlex.join(runs)} --suite {shlex.quote(str(suite))} --out NEW"
         lines.append(f"<p>Repeat it: <code>{page.text(again)}</code></p>")
     if evaluation.suite:
         lines.append(page.details("Suite", _yaml(evaluation.suite)))

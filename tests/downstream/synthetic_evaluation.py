@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,11 @@ from ssl3d.seeding import numpy_generator
 
 CLASSES = {1: "head", 2: "body"}
 BASE = {1: 0.62, 2: 0.70, 4: 0.76}
+
+
+@cache
+def _normal(seed: int, *keys: int | str) -> float:
+    return float(numpy_generator(seed, *keys).normal())
 
 
 def rows(
@@ -69,7 +75,8 @@ def search_rows(
     for i, rate in enumerate(rates):
         part = rows({"mae": {4: 0.02}}, seeds=[0], patients=4, seed=7)
         part = part[part["arm"].isin(arms) & (part["n_labelled"] == 4)]
-        parts.append(part.assign(schedule=f"finetune lr={rate:g}", split="validation", value=part["value"] - 0.03 * abs(i - 1),
+        value = part["value"] - 0.03 * abs(i - 1)
+        parts.append(part.assign(schedule=f"finetune lr={rate:g}", split="validation", value=value,
                                  patient="v" + part["patient"]))  # fmt: skip
     return pd.concat(parts, ignore_index=True)
 
@@ -78,7 +85,8 @@ def write_evaluation(out: Path, results: pd.DataFrame, *, pictures: int = 3, ste
     """The directory that `ssl3d evaluate` leaves, before its report."""
     out.mkdir(parents=True)
     results.to_csv(out / "results.csv", index=False)
-    arms = {arm: {"run": run, "baseline": "scratch", "parameters": 123456, "recipe": {"run": {"steps": 1000}}, "lr": 0.01}
+    about = {"baseline": "scratch", "parameters": 123456, "recipe": {"run": {"steps": 1000}}, "lr": 0.01}
+    arms = {arm: {"run": run, **about}
             for arm, run in results[["arm", "run"]].drop_duplicates().itertuples(index=False)}  # fmt: skip
     suite = {"name": "phantom", "measures": {"finetune": {"steps": steps, "patch_size": [32, 48, 40]}}, "workers": 2}
     (out / "arms.json").write_text(json.dumps(arms))

@@ -1,0 +1,198 @@
+"""The page: self-contained, escaped, complete, and its numbers those of results.csv."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic_evaluation import rows, search_rows, write_evaluation
+
+from downstream.report import redraw, write_report
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class _Checker(HTMLParser):
+    """Tags must be balanced; attributes must not lead out of the page."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.text, self.tags = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "action"):
+                assert value.startswith(("data:", "#")), (tag, name, value)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] != ["style"]:
+            self.text.append(data)
+
+
+def _check(path):
+    content = path.read_text()
+    checker = _Checker()
+    checker.feed(content)
+    assert checker.open == []
+    assert "http" not in content and "@import" not in content and "<script" not in content
+    assert not re.search(r"url\((?!['\"]?#)", content)
+    return " ".join(" ".join(checker.text).split()), checker.tags
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory):
+    results = pd.concat(
+        [
+            rows({"mae": {1: 0.05, 2: 0.0, 4: -0.05}}),
+            rows({"mae": {1: 0.2, 2: 0.2, 4: 0.2}}, measure="probe"),
+            search_rows(),
+        ]
+    )
+    out = write_evaluation(tmp_path_factory.mktemp("evaluation") / "out", results)
+    write_report(out)
+    return out
+
+
+def test_files(evaluation):
+    assert {"report.html", "curve.png", "summary.json"} <= {p.name for p in evaluation.iterdir()}
+    assert (evaluation / "curve.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_page_is_whole_and_says_what_it_must(evaluation):
+    text, tags = _check(evaluation / "report.html")
+    assert tags.count("svg") == 1 and tags.count("img") == 3
+    for words in (
+        "Label efficiency on phantom <organs>",
+        "this checkpoint (mae) is better than scratch at 1 labelled patient",
+        "worse than scratch at 4 labelled patients",
+        "better than a random encoder at 1, 2 and 4 labelled patients",
+        "at 4 labelled patients: -0.0",
+        "lr 0.003",
+        "on validation patients only",
+        "no test patient was seen in pre-training",
+        "What this cannot say",
+        "never about the method",
+        "ssl3d evaluate runs/mae --suite",
+        "Pre-training recipe of mae",
+        "rank",
+    ):
+        assert words in text, words
+    assert "prefers-color-scheme: dark" in (evaluation / "report.html").read_text()
+
+
+def test_summary_holds_the_numbers_of_the_page(evaluation):
+    summary = json.loads((evaluation / "summary.json").read_text())
+    text, _ = _check(evaluation / "report.html")
+    compared = [p for p in summary["points"] if p.get("sentence") and p["metric"] == "dice"]
+    assert len(compared) == 6
+    for point in compared:
+        assert point["sentence"] in text
+        assert f"{point['score']['mean']:.3f}" in text
+    assert summary["conclusions"][0] in text
+    assert len(summary["search"]) == 6 and len(summary["cases"]) == 3
+
+
+def test_redrawing_gives_the_same_bytes(evaluation):
+    before = (evaluation / "report.html").read_bytes()
+    assert redraw([evaluation]) == [evaluation / "report.html"]
+    assert (evaluation / "report.html").read_bytes() == before
+
+
+def test_hostile_names_are_escaped(tmp_path):
+    table = rows({"mae": {2: 0.0}})
+    table["arm"] = table["arm"].replace("mae", "<script>alert(1)</script>")
+    table["patient"] = table["patient"].replace("p03", '"><b>x')
+    out = write_evaluation(tmp_path / "out", table)
+    text, tags = _check(write_report(out))
+    assert "script" not in tags and "b" not in tags and "<script>alert(1)</script>" in text
+
+
+def test_null_result_is_the_headline(tmp_path):
+    table = rows({"mae": {1: 0.0, 2: 0.0}})
+    paired = table["arm"] == "mae"
+    table.loc[paired, "value"] = table.loc[~paired & (table["n_labelled"] < 4), "value"].to_numpy()
+    table.loc[paired, "value"] += np.where(table.loc[paired, "seed"] % 2, 0.01, -0.01)
+    text, _ = _check(write_report(write_evaluation(tmp_path / "out", table, pictures=0)))
+    lead = text[: text.index("In words")]
+    assert "this checkpoint (mae) is not distinguishable from scratch at 1 and 2 labelled patients." in lead
+
+
+def test_bare_results_are_enough(tmp_path):
+    rows({"mae": {2: 0.05}}, seeds=[0]).to_csv(tmp_path / "results.csv", index=False)
+    text, _ = _check(write_report(tmp_path))
+    assert "cannot be said (only one training seed)" in text
+    assert "Nothing: every arm was trained with the settings of the suite." in text
+
+
+def test_warnings_stand_above_the_figure(evaluation, tmp_path):
+    out = write_evaluation(tmp_path / "out", rows({"mae": {2: 0.05}}), pictures=0)
+    warning = "runs/mae comes without seen.parquet: whether its pre-training saw test patients could not be checked."
+    (out / "warnings.json").write_text(json.dumps([warning]))
+    text, _ = _check(write_report(out))
+    assert text.index(warning) < text.index("In words") and "no test patient was seen" not in text
+
+
+def test_merge_compares_arms_of_one_suite(tmp_path):
+    for name in ("a", "b"):
+        write_evaluation(tmp_path / name, rows({f"mae-{name}": {2: 0.03}}), pictures=0)
+    pages = redraw([tmp_path / "a", tmp_path / "b"])
+    assert pages[-1] == tmp_path / "a" / "comparison" / "report.html"
+    text, _ = _check(pages[-1])
+    assert "mae-a" in text and "mae-b" in text and "scratch (b)" not in text  # equal baselines are one
+
+
+def test_merge_keeps_unequal_baselines_apart(tmp_path):
+    write_evaluation(tmp_path / "a", rows({"mae": {2: 0.03}}), pictures=0)
+    write_evaluation(tmp_path / "b", rows({"mae": {2: 0.03}}, seed=1), pictures=0)
+    pages = redraw([tmp_path / "a", tmp_path / "b"])
+    arms = {p["arm"]: p for p in json.loads((pages[-1].parent / "summary.json").read_text())["points"]
+            if p["difference"] and p["metric"] == "dice"}  # fmt: skip
+    assert {arm: p["baseline"] for arm, p in arms.items()} == {"mae": "scratch", "mae (b)": "scratch (b)"}
+    alone = json.loads((tmp_path / "b" / "summary.json").read_text())["points"]
+    own = next(p for p in alone if p["arm"] == "mae" and p["metric"] == "dice")
+    assert arms["mae (b)"]["difference"] == own["difference"]
+
+
+def test_merge_refuses_another_suite_and_names_the_difference(tmp_path):
+    write_evaluation(tmp_path / "a", rows({"mae": {2: 0.03}}), steps=200)
+    write_evaluation(tmp_path / "b", rows({"mae": {2: 0.03}}), steps=400)
+    with pytest.raises(ValueError, match=r"measures.finetune.steps is 200 in the first and 400 in the second"):
+        redraw([tmp_path / "a", tmp_path / "b"])
+    assert not (tmp_path / "a" / "report.html").exists()
+
+
+def test_merge_refuses_other_test_patients(tmp_path):
+    write_evaluation(tmp_path / "a", rows({"mae": {2: 0.03}}))
+    write_evaluation(tmp_path / "b", rows({"mae": {2: 0.03}}, patients=11))
+    with pytest.raises(ValueError, match="the set of test patients is 12 patients"):
+        redraw([tmp_path / "a", tmp_path / "b"])
+
+
+def test_runs_are_drawn(tmp_path):
+    for name, slope in (("one", 1.0), ("two", 0.5)):
+        (tmp_path / name).mkdir()
+        lines = [{"step": s, "loss": slope / s, "lr": 0.01, "time/step": 0.1} for s in (10, 20, 30)]
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (tmp_path / name / "recipe.yaml").write_text("run: {steps: 30}\n")
+    pages = redraw([tmp_path / "one", tmp_path / "two"])
+    assert [p.parent.name for p in pages] == ["one", "two", "comparison"]
+    text, tags = _check(pages[-1])
+    assert "0.03333" in text and "0.01667" in text and "time/step" not in text and "svg" in tags
+
+
+def test_neither_kind_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="neither an evaluation"):
+        redraw([tmp_path])

@@ -1,0 +1,133 @@
+"""Aggregation and pairing: cases -> patient -> classes -> set, class by class, and what is left out."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic_evaluation import rows, search_rows
+
+from downstream.comparison import compare, patient_scores, search
+from downstream.results import COLUMNS, MEAN_FOREGROUND
+
+
+def _point(points, arm, n, metric="dice"):
+    return next(p for p in points if (p.arm, p.n_labelled, p.metric) == (arm, n, metric))
+
+
+def test_by_hand():
+    """Two seeds, two patients; patient a has two cases; two classes."""
+    values = {
+        ("scratch", 0): {"a1": (0.2, 0.4), "a2": (0.4, 0.6), "b1": (0.5, 0.7)},
+        ("scratch", 1): {"a1": (0.2, 0.4), "a2": (0.4, 0.6), "b1": (0.5, 0.7)},
+        ("mae", 0): {"a1": (0.3, 0.5), "a2": (0.5, 0.7), "b1": (0.7, 0.9)},
+        ("mae", 1): {"a1": (0.3, 0.5), "a2": (0.5, 0.7), "b1": (0.7, 0.9)},
+    }
+    lines = []
+    for (arm, seed), cases in values.items():
+        for case, pair in cases.items():
+            for label, value in zip(("x", "y", MEAN_FOREGROUND), (*pair, 99.0)):  # the mean row must not be used
+                lines.append(("s", "d", arm, "", 0, "", "finetune", 2, seed, seed, 10, "test", case[0], case, label,
+                              "dice", value))  # fmt: skip
+    points = compare(pd.DataFrame(lines, columns=list(COLUMNS)))
+    mae = _point(points, "mae", 2)
+    assert mae.difference is not None
+    assert mae.score.mean == pytest.approx((0.5 + 0.8) / 2)
+    assert mae.difference.mean == pytest.approx((0.1 + 0.2) / 2)  # patients count equally, not cases
+    assert (mae.difference.replicates, mae.difference.patients, mae.subsets) == (2, 2, 2)
+    assert patient_scores(pd.DataFrame(lines, columns=list(COLUMNS)), "finetune", "dice", 2)["mae"].to_dict() == (
+        pytest.approx({"a": 0.5, "b": 0.8})
+    )
+
+
+def test_effects_are_found_and_directions_kept():
+    points = compare(rows({"mae": {1: 0.05, 2: 0.0, 4: -0.05}}))
+    assert [_point(points, "mae", n).verdict() for n in (1, 4)] == ["better", "worse"]
+    distance = _point(points, "mae", 1, "hd95")
+    assert distance.difference is not None and distance.difference.mean < 0 and distance.verdict() == "better"
+    assert _point(points, "scratch", 1).difference is None
+    keys = [(p.measure, p.metric, p.n_labelled, p.arm) for p in points][:4]
+    assert keys == [("finetune", "dice", 1, "scratch"), ("finetune", "dice", 1, "mae"),
+                    ("finetune", "dice", 2, "scratch"), ("finetune", "dice", 2, "mae")]  # fmt: skip
+
+
+def test_pairing_removes_what_the_arms_share():
+    point = _point(compare(rows({"mae": {2: 0.03}})), "mae", 2)
+    assert point.difference is not None
+    assert point.difference.half_width < 0.6 * point.score.half_width
+    assert point.joint == point.difference  # one comparison: nothing to correct
+
+
+def test_joint_interval_is_bonferroni():
+    point = _point(compare(rows({"mae": {1: 0.0, 2: 0.0, 4: 0.0}})), "mae", 2)
+    assert point.joint is not None and point.joint.level == pytest.approx(1 - 0.05 / 3)
+    assert point.joint.half_width > point.difference.half_width
+
+
+def test_order_of_rows_changes_nothing():
+    table = rows({"mae": {1: 0.05, 2: 0.0, 4: -0.05}})
+    shuffled = table.sample(frac=1, random_state=0).reset_index(drop=True)
+    for one, two in zip(compare(table), compare(shuffled)):
+        assert (one.arm, one.n_labelled, one.metric) == (two.arm, two.n_labelled, two.metric)
+        assert one.score.mean == pytest.approx(two.score.mean, abs=1e-12)
+        assert one.score.low == pytest.approx(two.score.low, abs=1e-9)
+
+
+def test_a_missing_value_leaves_out_the_patient_not_the_class():
+    table = rows({"mae": {2: 0.03}})
+    hole = (table["arm"] == "mae") & (table["patient"] == "p03") & (table["label"] == "head") & (table["seed"] == 1)
+    table.loc[hole & (table["metric"] == "dice"), "value"] = np.nan
+    point = _point(compare(table), "mae", 2)
+    assert point.difference is not None
+    assert (point.difference.patients, point.difference.dropped_patients, point.difference.dropped_replicates) == (
+        11,
+        1,
+        0,
+    )
+
+
+def test_an_unfinished_seed_is_left_out():
+    table = rows({"mae": {2: 0.03}})
+    unfinished = (table["arm"] == "mae") & (table["seed"] == 4) & (table["patient"] > "p02")
+    point = _point(compare(table[~unfinished]), "mae", 2)
+    assert point.difference is not None
+    assert (point.difference.replicates, point.difference.dropped_replicates, point.difference.patients) == (4, 1, 12)
+
+
+def test_one_seed_gives_no_interval():
+    point = _point(compare(rows({"mae": {2: 0.5}}, seeds=[0])), "mae", 2)
+    assert point.difference is not None and point.difference.low is None and point.verdict() == "no interval"
+
+
+def test_seeds_within_a_subset_are_averaged():
+    """Two seeds on each of three subsets are three replicates, and one seed shared by all subsets is none."""
+    table = rows({"mae": {2: 0.03}}, seeds=range(6))
+    point = _point(compare(table.assign(subset=table["seed"] // 2, seed=table["seed"] % 2)), "mae", 2)
+    assert point.difference is not None
+    assert (point.difference.replicates, point.subsets, point.seeds) == (3, 3, 2)
+    single = _point(compare(table.assign(subset=0)), "mae", 2)
+    assert single.difference is not None and (single.difference.replicates, single.subsets) == (6, 1)
+
+
+def test_pre_training_runs_of_one_name_stay_apart():
+    table = rows({"mae": {2: 0.03}})
+    other = table[table["arm"] == "mae"].assign(run="runs/mae-b", pretrain_seed=1)
+    arms = {p.arm for p in compare(pd.concat([table, other]))}
+    assert arms == {"scratch", "mae (runs/mae)", "mae (runs/mae-b)"}
+
+
+def test_only_the_last_step_counts():
+    table = rows({"mae": {2: 0.03}})
+    early = table.assign(step=50, value=0.0)
+    assert compare(pd.concat([early, table])) == compare(table)
+
+
+def test_validation_rows_never_enter_the_scores():
+    table = rows({"mae": {4: 0.02}})
+    assert compare(pd.concat([table, search_rows()])) == compare(table)
+    with pytest.raises(ValueError, match="split=test"):
+        compare(search_rows())
+
+
+def test_search_marks_the_best_rate_of_each_arm():
+    trials = search(search_rows())
+    assert [(t.arm, t.lr) for t in trials if t.taken] == [("scratch", 0.003), ("mae", 0.003)]
+    assert {t.patients for t in trials} == {4}

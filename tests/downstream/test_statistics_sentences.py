@@ -1,0 +1,101 @@
+"""What is said, word for word."""
+
+import pytest
+
+from downstream.comparison import Point
+from downstream.sentences import joint_statement, number, sentence, summary
+from downstream.statistics import Estimate
+
+
+def _estimate(mean, low, high, level=0.95, reason=None):
+    return Estimate(mean, low, high, level, 5, 12, reason=reason)
+
+
+def _point(n, mean, low, high, measure="finetune", metric="dice", reason=None, joint=None):
+    difference = _estimate(mean, low, high, reason=reason)
+    return Point(measure, metric, "mae", "scratch", n, _estimate(0.8, 0.7, 0.9), 5, 5, difference, joint or difference)
+
+
+@pytest.mark.parametrize(
+    ("point", "expected"),
+    [
+        (
+            _point(4, 0.0312, -0.0104, 0.0728),
+            "at 4 labelled patients: +0.03 Dice, 95 % interval -0.01 to 0.07: not distinguishable from scratch",
+        ),
+        (
+            _point(1, 0.0493, 0.0372, 0.0614),
+            "at 1 labelled patient: +0.049 Dice, 95 % interval 0.037 to 0.061: better than scratch",
+        ),
+        (
+            _point(16, -0.0493, -0.08, -0.0186),
+            "at 16 labelled patients: -0.05 Dice, 95 % interval -0.08 to -0.02: worse than scratch",
+        ),
+        (
+            _point(2, 0.199, 0.1, 0.298, "probe"),
+            "at 2 labelled patients: +0.20 Dice, 95 % interval 0.10 to 0.30: better than a random encoder",
+        ),
+        (
+            _point(2, 0.03, 0.002, 0.058),
+            "at 2 labelled patients: +0.030 Dice, 95 % interval 0.002 to 0.058: better than scratch",
+        ),
+        (
+            _point(2, -1.234, -2.0, -0.468, metric="hd95"),
+            "at 2 labelled patients: -1.2 mm HD95, 95 % interval -2.0 to -0.5: better than scratch",
+        ),
+        (
+            _point(2, 0.03, None, None, reason="only one training seed"),
+            "at 2 labelled patients: +0.03 Dice, no interval (only one training seed): whether it differs from scratch "
+            "cannot be said",
+        ),
+        (
+            _point(2, 0.0, 0.0, 0.0),
+            "at 2 labelled patients: 0.000 Dice, 95 % interval 0.000 to 0.000: not distinguishable from scratch",
+        ),
+    ],
+)
+def test_sentence(point, expected):
+    assert sentence(point) == expected
+
+
+def test_summary_says_checkpoint_and_every_verdict():
+    points = [_point(1, 0.05, 0.03, 0.07), _point(2, 0.01, -0.03, 0.05), _point(4, 0.0, -0.03, 0.03)]
+    assert summary(points) == (
+        "Fine-tuning: this checkpoint (mae) is better than scratch at 1 labelled patient and not distinguishable from "
+        "scratch at 2 and 4 labelled patients."
+    )
+    assert "method" not in summary(points)
+
+
+def test_summary_of_a_null_result_is_as_plain():
+    points = [_point(n, 0.0, -0.03, 0.03, "probe") for n in (1, 2, 4)]
+    assert summary(points) == (
+        "Linear probe: this checkpoint (mae) is not distinguishable from a random encoder at 1, 2 and 4 labelled "
+        "patients."
+    )
+
+
+def test_summary_without_intervals():
+    unknown = _point(4, 0.1, None, None, reason="only one training seed")
+    assert summary([unknown]) == (
+        "Fine-tuning: whether this checkpoint (mae) differs from scratch cannot be said (only one training seed)."
+    )
+    assert summary([_point(1, 0.05, 0.03, 0.07), unknown]).endswith("Nothing can be said at 4 labelled patients.")
+
+
+def test_joint_statement():
+    wide = _estimate(0.05, -0.01, 0.11, 0.975)
+    lost = [_point(1, 0.05, 0.01, 0.09, joint=wide), _point(2, 0.0, -0.1, 0.1)]
+    assert joint_statement(lost) == ("Judged together (2 comparisons, Bonferroni), no difference from scratch remains.")
+    kept = [_point(1, 0.05, 0.01, 0.09), _point(2, -0.2, -0.3, -0.1)]
+    assert joint_statement(kept) == (
+        "Judged together (2 comparisons, Bonferroni), this checkpoint remains better than scratch at 1 labelled "
+        "patient and worse than scratch at 2 labelled patients."
+    )
+    assert joint_statement(kept[:1]) is None
+
+
+@pytest.mark.parametrize(("value", "signed", "expected"), [(-0.0001, False, "0.00"), (-0.0001, True, "0.00"),
+                                                           (0.125, True, "+0.12"), (-1.5, True, "-1.50")])  # fmt: skip
+def test_number(value, signed, expected):
+    assert number(value, 2, signed) == expected
