@@ -240,3 +240,22 @@ def test_killed_twice(tiny, tmp_path):
 @pytest.mark.acceptance
 def test_killed_five_times_in_sixty_steps(tiny, tmp_path):
     kill_series(tiny, tmp_path, kills=5, steps=60, seed=time.time_ns())
+
+
+@pytest.mark.slow
+def test_wandb_offline_is_written_and_continued(tiny, tmp_path, monkeypatch, stop_after):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    recipe = tiny("wandb.mode=offline")
+    stop_after(5)
+    with pytest.raises(Stop):
+        train(recipe)
+    run = train(recipe)
+    name = (run / "wandb_id.txt").read_text().strip()
+    assert len(list((run / "wandb").glob(f"offline-run-*-{name}"))) == 2, "the second start goes on under the same id"
+
+
+def test_under_a_sweep_agent_each_run_has_its_own_directory(tiny, monkeypatch):
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep7")
+    monkeypatch.setenv("WANDB_RUN_ID", "run3")
+    recipe = tiny("wandb.mode=disabled", "run.steps=1")
+    assert train(recipe).parts[-3:] == ("run", "sweep7", "run3")
