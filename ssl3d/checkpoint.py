@@ -7,13 +7,14 @@ import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ssl3d import config
 from ssl3d.models.backbone import Backbone, BackboneSpec, build_backbone
+from ssl3d.models.init import TransferReport, load_weights
 from ssl3d.tasks.task import Objective
 
 FORMAT = 1
@@ -131,25 +132,12 @@ def load_objective(run_or_file: str | Path) -> Objective:
     return objective.eval()
 
 
-def initialise(backbone: Backbone, init: str, part: str) -> list[str]:
-    """Fill `backbone` from a run or checkpoint file; `part` 'all' or 'encoder'. Returns the names that were filled.
+def initialise(backbone: Backbone, init: str, part: Literal["all", "encoder"]) -> TransferReport:
+    """Fill `backbone` from a run or checkpoint file, all of it or the encoder.
 
-    Raises ValueError naming the first tensor that is missing or of another shape, FileNotFoundError.
+    Raises ValueError naming the first tensor that is missing, of another shape or not finite; FileNotFoundError.
     """
-    source = backbone_state(open_run(init))
-    target = backbone.state_dict()
-    wanted = set(target) if part == "all" else backbone.encoder_parameter_names()
-    for name in sorted(wanted):
-        if name not in source:
-            raise ValueError(f"model.init: {init} has no tensor '{name}' that this model needs")
-        if source[name].shape != target[name].shape:
-            raise ValueError(
-                f"model.init: '{name}' is {tuple(source[name].shape)} in {init} and {tuple(target[name].shape)} here"
-            )
-        if not torch.isfinite(source[name]).all():
-            raise ValueError(f"model.init: '{name}' in {init} holds NaN or Inf")
-    backbone.load_state_dict({name: source[name] for name in wanted}, strict=False)
-    return sorted(wanted)
+    return load_weights(backbone, backbone_state(open_run(init)), part=part, source=f"model.init: {init}")
 
 
 def trained_decoder(objective: Objective) -> bool:

@@ -136,7 +136,7 @@ def test_init_from_a_run(tiny, tmp_path):
         same = torch.allclose(value, after.state_dict()[name], atol=1e-6)
         assert same or name not in encoder, name
     wrong = [f"run.dir={tmp_path / 'wrong'}", f"model.init={run}", "model.arch_kwargs.features_per_stage=[4,6]"]
-    with pytest.raises(ValueError, match=r"model\.init: .* is \("):
+    with pytest.raises(ValueError, match=r"model\.init: .* is \(.*this model needs"):
         train(tiny(*wrong))
 
 
