@@ -143,6 +143,7 @@ def svg(figure: Figure) -> str:
         figure.savefig(target, format="svg", transparent=True, metadata={"Date": None})
     text = re.sub(r"<metadata>.*?</metadata>", "", target.getvalue(), flags=re.DOTALL)
     text = re.sub(r' (xmlns|xmlns:xlink|width|height)="[^"]*"', "", text[text.index("<svg") :], count=4)
+    text = text.replace("<svg", f'<svg style="max-width:{110 * figure.get_figwidth():.0f}px"', 1)
     text = text.replace(INK, "currentColor").replace(GRID, "var(--line)")
     for i, colour in enumerate((BASELINE_COLOUR, *COLOURS)):
         text = text.replace(colour.lower(), f"var(--c{i})")  # page.STYLE has brighter ones for dark screens
