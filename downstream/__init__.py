@@ -24,3 +24,10 @@ def redraw(folders: Sequence[Path]) -> list[Path]:
     from downstream import report
 
     return report.redraw(folders)
+
+
+def quickstart(out: Path | str, data: Path | str | None = None) -> Path:
+    """The whole chain, on synthetic anatomy or a labelled data set; returns the report (downstream.chain)."""
+    from downstream import chain
+
+    return chain.quickstart(out, data)

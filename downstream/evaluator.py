@@ -18,7 +18,7 @@ from downstream.cases import write_cases
 from downstream.context import FINETUNE, PROBE, TEST, Cell, Context, describe
 from downstream.finetune import WORK, run_finetune
 from downstream.jobs import Pool, count_workers
-from downstream.plan import best_rates, probe_cells, search_cells, test_cells
+from downstream.plan import best_rates, finetune_cells, probe_cells, search_cells
 from downstream.probe import run_probe
 from downstream.report import write_report
 from downstream.results import read_cell, write_atomic, write_results
@@ -63,7 +63,7 @@ def _evaluate(context: Context, split: Split, arms: list[Arm], warnings: list[st
     probes, search = probe_cells(context, split, arms), search_cells(context, split, arms)
     rates: dict[str, float] = {}
     finetune = suite.measures.finetune
-    trainings = len(test_cells(context, split, arms, {arm.name: 0.0 for arm in arms}))
+    trainings = len(finetune_cells(context, split, arms, {arm.name: 0.0 for arm in arms}))
     first = _jobs(context, [*probes, *search])
     workers = count_workers(suite.workers, suite.threads, max(len(first), trainings))
     total = len(probes) + len(search) + trainings
@@ -72,7 +72,7 @@ def _evaluate(context: Context, split: Split, arms: list[Arm], warnings: list[st
         _run(pool, first, meter, len(probes) + len(search))
         if finetune is not None:
             rates = best_rates(arms, finetune.optim.lr, _search_results(context, search))
-        tests = test_cells(context, split, arms, rates)
+        tests = finetune_cells(context, split, arms, rates)
         _run(pool, _jobs(context, tests), meter, total)
     shutil.rmtree(out / WORK, ignore_errors=True)
     write_results(_results(context, [*probes, *search, *tests]), out)

@@ -59,7 +59,7 @@ def best_rates(arms: Sequence[Arm], rates: Sequence[float], results: pd.DataFram
     return {arm.name: max(sorted(rates), key=lambda lr: means[(arm.name, lr)]) for arm in arms}
 
 
-def test_cells(context: Context, split: Split, arms: Sequence[Arm], rates: dict[str, float]) -> list[Cell]:
+def finetune_cells(context: Context, split: Split, arms: Sequence[Arm], rates: dict[str, float]) -> list[Cell]:
     """A fine-tuning cell for each arm, amount of labels and seed, at the arm's learning rate."""
     measure = context.suite.measures.finetune
     if measure is None:

@@ -6,7 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from shapes_store import write_run, write_store
+from shapes_store import suite_values, write_run, write_store
+
+from downstream.plan import finetune_cells
+from downstream.setup import prepare
+from downstream.suite import load_suite
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +29,16 @@ def split_file(tmp_path_factory) -> Path:
 @pytest.fixture
 def run_folder(tmp_path) -> Path:
     return write_run(tmp_path / "runs" / "mae", seed=1)
+
+
+@pytest.fixture
+def cell_of(labelled_store, split_file, tmp_path):
+    """cell_of(arm name, *runs, **suite changes) -> (context, first fine-tuning cell of the arm)."""
+
+    def make(name: str, *runs: Path, **changes):
+        suite = load_suite(suite_values(labelled_store, split_file, **changes))
+        context, split, arms, _ = prepare(runs, suite, tmp_path / "out")
+        rates = {arm.name: 0.01 for arm in arms}
+        return context, next(c for c in finetune_cells(context, split, arms, rates) if c.arm.name == name)
+
+    return make

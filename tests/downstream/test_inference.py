@@ -84,7 +84,7 @@ def test_perfect_stored_labels_score_about_1_on_the_original_grid(labelled_store
         probabilities = np.stack([label == v for v in (0, 3, 7)]).astype(np.float32)
         rows = {(r["label"], r["metric"]): r["value"] for r in score_case(context, "p", row, probabilities)}
         assert rows["ball", "dice"] > 0.93 and rows["rod", "dice"] > 0.8  # a rod of 4.8 mm under slices of 3 mm
-        assert rows["ball", "hd95"] < 1.6 and rows["rod", "hd95"] < 1.6  # the stored voxel's largest edge is 1.5 mm
+        assert max(rows["ball", "hd95"], rows["rod", "hd95"]) <= 3.01  # a slice
 
 
 def test_resampling_follows_the_world_under_a_rotation():
@@ -122,4 +122,4 @@ def test_an_image_is_read_as_the_loop_reads_it(labelled_store):
     assert image.dtype == torch.float32 and image.shape[1:] == store.shape(0)
     assert abs(float(image.mean())) < 0.05 and abs(float(image.std()) - 1) < 0.05
     fixed = read_image(store, 0, {"low": 0.0, "high": 100.0, "mean": 0.0, "std": 100.0})
-    assert 0 <= float(fixed.min()) and float(fixed.max()) <= 1
+    assert float(fixed.min()) >= 0 and float(fixed.max()) <= 1

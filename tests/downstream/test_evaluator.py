@@ -1,0 +1,180 @@
+"""evaluate(): mistakes in one sentence, and (slow) whole evaluations that resume, repeat and do not depend on order."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from omegaconf import OmegaConf
+from shapes_store import CLASSES, suite_values, write_run, write_store
+
+import downstream
+from downstream.context import FINETUNE, PROBE, VALIDATION, Cell
+from downstream.plan import best_rates, finetune_cells, picture_rows, probe_cells, search_cells
+from downstream.results import COLUMNS, MEAN_FOREGROUND, read_results
+from downstream.setup import prepare
+from downstream.suite import load_suite
+
+
+def refused(values: dict, runs: list, out: Path, words: str) -> None:
+    """One plain sentence, before anything is written."""
+    with pytest.raises((ValueError, FileNotFoundError), match=words) as error:
+        downstream.evaluate(runs, values, out)
+    assert "\n" not in str(error.value) and not out.exists()
+
+
+def test_mistakes_are_named_before_anything_is_written(labelled_store, split_file, run_folder, tmp_path):
+    out, values = tmp_path / "out", suite_values(labelled_store, split_file)
+    refused(values, ["nosuch/run"], out, "no run or weights file 'nosuch/run'")
+    refused(values | {"store": "nosuch.zarr"}, [run_folder], out, "nosuch.zarr")
+    refused(values | {"split": "nosuch.json"}, [run_folder], out, "nosuch.json")
+    refused(values | {"classes": ["bal"]}, [run_folder], out, "no class 'bal'; did you mean 'ball'")
+    content = json.loads(split_file.read_text())
+    for name, change, words in (
+        ("absent", {"test": ["patient_99"]}, "first 'patient_99'"),
+        ("overlap", {"test": ["patient_00"]}, "both 'pool' and 'test', first 'patient_00'"),
+        ("small", {"pool": ["patient_00"]}, "asks for 2 labelled patients, but the pool .* has 1"),
+        ("no_test", {"test": []}, "names no test patient"),
+        ("no_validation", {"validation": []}, "names no validation patient"),
+    ):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(content | change))
+        refused(values | {"split": str(path)}, [run_folder], out, words)
+    probe = {"probe": {"n_labelled": [1], "patch_size": [16, 32, 25]}}
+    refused(values | {"measures": probe}, [run_folder], out, r"measures.probe.patch_size: .* axis W is 25")
+
+
+def test_no_labels_and_other_channels_are_named(split_file, tmp_path, labelled_store):
+    two = write_run(tmp_path / "two")
+    content = _channels(two, 2)
+    values = suite_values(labelled_store, split_file)
+    refused(values, [content], tmp_path / "out", "takes 2 channel.s., the labelled volumes of .* have 1")
+
+
+def _channels(run: Path, channels: int) -> Path:
+    """The same run with a network of other input channels."""
+    import torch
+
+    from ssl3d import checkpoint
+    from ssl3d.models.resenc import ResEncUNet
+
+    file = run / "checkpoints" / "last.pt"
+    content = torch.load(file)
+    backbone = ResEncUNet("S", channels, content["backbone_spec"]["kwargs"]["arch_kwargs"])
+    content["backbone_spec"] = checkpoint.spec_to_dict(backbone.spec())
+    content["model"] = {f"backbone.{k}": v for k, v in backbone.state_dict().items()}
+    torch.save(content, file)
+    return run
+
+
+def test_the_plan_gives_every_arm_the_same(labelled_store, split_file, run_folder, tmp_path):
+    suite = load_suite(suite_values(labelled_store, split_file))
+    context, split, arms, warnings = prepare([run_folder], suite, tmp_path / "out")
+    assert not warnings and list(context.classes.values()) == [n for v, n in CLASSES.items() if v]
+    rates = {arm.name: 0.01 for arm in arms}
+    cells = probe_cells(context, split, arms) + search_cells(context, split, arms)
+    cells += finetune_cells(context, split, arms, rates)
+    assert len({context.key(c) for c in cells}) == len(cells) == 8 + 4 + 8
+
+    def told(cell: Cell) -> tuple:
+        return cell.measure, cell.n_labelled, cell.seed, cell.labelled, cell.scored, cell.split, cell.lr, cell.pictures
+
+    by_arm = [[told(c) for c in cells if c.arm is arm] for arm in arms]
+    assert by_arm[0] == by_arm[1]
+    assert all(set(c.scored) == set(split.validation) for c in cells if c.split == VALIDATION)
+    assert all(set(c.labelled) <= set(split.pool) for c in cells)
+    for measure in (PROBE, FINETUNE):
+        own = {(c.n_labelled, c.seed): c.labelled for c in cells if c.measure == measure and c.split != VALIDATION}
+        assert all(own[2, s][:1] == own[1, s] for s in (0, 1))
+    shown = [c for c in cells if c.pictures]
+    assert [c.arm.name for c in shown] == ["scratch", "mae"] and shown[0].pictures == picture_rows(context, split)
+
+
+def test_the_best_rate_counts_patients_once(labelled_store, split_file, run_folder, tmp_path):
+    suite = load_suite(suite_values(labelled_store, split_file))
+    _, _, arms, _ = prepare([run_folder], suite, tmp_path / "out")
+    rows = [
+        (arm.name, lr, patient, MEAN_FOREGROUND, "dice", value)
+        for arm in arms
+        for lr, values in ((0.1, [("a", 0.9), ("a", 0.9), ("a", 0.9), ("b", 0.1)]), (0.01, [("a", 0.6), ("b", 0.6)]))
+        for patient, value in values
+    ]
+    table = pd.DataFrame(rows, columns=["arm", "lr", "patient", "label", "metric", "value"])
+    assert best_rates(arms, [0.1, 0.01], table) == {"scratch": 0.01, "mae": 0.01}
+    assert best_rates(arms, [0.1], pd.DataFrame()) == {"scratch": 0.1, "mae": 0.1}
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory) -> tuple[Path, dict, list[Path]]:
+    """One whole evaluation of two runs, in this process: (OUT, suite, runs)."""
+    root = tmp_path_factory.mktemp("evaluated")
+    store = write_store(root / "shapes.zarr", 6)
+    names = [f"patient_{i:02d}" for i in range(6)]
+    split = root / "split.json"
+    split.write_text(json.dumps({"pool": names[:3], "validation": names[3:4], "test": names[4:]}))
+    runs = [write_run(root / "runs" / "mae", 1), write_run(root / "copy" / "mae", 1)]
+    values = suite_values(store, split)
+    report = downstream.evaluate(runs, values, root / "out")
+    assert report == root / "out" / "report.html" and report.stat().st_size > 1000
+    return root / "out", values, runs
+
+
+@pytest.mark.slow
+def test_everything_is_written(evaluated):
+    out, _, runs = evaluated
+    table = read_results(out)
+    assert tuple(table.columns) == COLUMNS and np.isfinite(table["value"]).all()
+    names = {"scratch", "runs/mae", "copy/mae"}
+    assert set(table["arm"]) == names and set(json.loads((out / "arms.json").read_text())) == names
+    test = table[table["split"] == "test"]
+    assert set(test["patient"]) == {"patient_04", "patient_05"} and set(test["schedule"]) == {"probe", "finetune"}
+    search = table[table["split"] == "validation"]
+    assert set(search["patient"]) == {"patient_03"}
+    assert set(search["schedule"]) == {"finetune lr=0.01", "finetune lr=0.001"}
+    counts = test.groupby(["arm", "schedule", "n_labelled", "subset", "seed"]).size()
+    assert len(counts) == 3 * 2 * 2 * 2 and counts.nunique() == 1
+    assert (test[test["arm"] == "copy/mae"]["run"] == str(runs[1])).all()
+    assert load_suite(OmegaConf.to_container(OmegaConf.load(out / "suite.yaml"))).name == "tiny"
+    assert not (out / "work").exists()
+    with np.load(sorted((out / "cases").glob("*.npz"))[0]) as case:
+        assert case["image"].dtype == np.float32 and case["image"].shape == case["reference"].shape
+        assert all(case[f"prediction__{arm}"].shape == case["image"].shape for arm in names)
+
+
+@pytest.mark.slow
+def test_the_same_weights_twice_give_identical_rows(evaluated):
+    table = read_results(evaluated[0]).drop(columns=["run"])
+    one, two = (table[table["arm"] == a].drop(columns="arm").reset_index(drop=True) for a in ("runs/mae", "copy/mae"))
+    pd.testing.assert_frame_equal(one, two)
+
+
+@pytest.mark.slow
+def test_order_of_runs_workers_and_a_kill_change_nothing(evaluated, tmp_path):
+    """Some cells are lost, the runs come in another order, and two processes finish the rest."""
+    out, values, runs = evaluated
+    again = tmp_path / "again"
+    shutil.copytree(out, again)
+    cells = sorted((again / "cells").glob("*.csv"))
+    for path in cells[::3]:
+        path.unlink()
+    kept = {p: p.stat().st_mtime_ns for p in cells if p.exists()}
+    downstream.evaluate(runs[::-1], values | {"workers": 2}, again)
+    assert (again / "results.csv").read_bytes() == (out / "results.csv").read_bytes()
+    assert all(p.stat().st_mtime_ns == stamp for p, stamp in kept.items())  # finished cells are not computed again
+    assert set((again / "cells").glob("*.csv")) == set(cells)
+
+
+@pytest.mark.slow
+def test_another_arm_changes_no_row_of_the_first(evaluated, tmp_path):
+    out, values, runs = evaluated
+    single = tmp_path / "single"
+    shutil.copytree(out / "cells", single / "cells")
+    one = dict(values, measures={"probe": values["measures"]["probe"]})
+    downstream.evaluate(runs[:1], one, single)
+    table, whole = read_results(single), read_results(out)
+    whole = whole[(whole["schedule"] == "probe") & (whole["arm"] == "scratch")].reset_index(drop=True)
+    pd.testing.assert_frame_equal(table[table["arm"] == "scratch"].reset_index(drop=True), whole)

@@ -1,0 +1,83 @@
+"""Suites are strict: every fault names its key."""
+
+from __future__ import annotations
+
+import pytest
+from shapes_store import suite_values
+
+from downstream.suite import SUITES, largest_n, load_suite, names, seeds
+from ssl3d.schema import ConfigError
+
+
+@pytest.fixture
+def values(tmp_path):
+    return suite_values(tmp_path / "store.zarr", tmp_path / "split.json")
+
+
+def test_a_suite_is_completed_and_reads_back_equal(values):
+    suite = load_suite(values, ["measures.finetune.steps=7", "measures.probe.seeds=[3,5]"])
+    assert suite.measures.finetune.steps == 7 and seeds(suite.measures.probe.seeds) == [3, 5]
+    assert suite.measures.finetune.transfer == "encoder" and suite.dataset_name == "store"
+    assert load_suite(suite.to_dict()) == suite
+    assert largest_n(suite) == 2
+
+
+def test_one_rate_needs_no_list(values):
+    assert load_suite(values, ["measures.finetune.optim.lr=1e-3"]).measures.finetune.optim.lr == [1e-3]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("stor=x", "unknown key 'stor'; did you mean 'store'"),
+        ("measures.finetune.stepz=4", "unknown key 'measures.finetune.stepz'; did you mean 'steps'"),
+        ("measures.finetune.optim.lr=[]", "measures.finetune.optim.lr is"),
+        ("measures.finetune.optim.lr=[0.1,0.1]", "measures.finetune.optim.lr is .* without repeats"),
+        ("measures.finetune.steps=many", "measures.finetune.steps is 'many'; it must be a whole number"),
+        ("measures.finetune.steps=0", "measures.finetune.steps is 0; it must be above 0"),
+        ("measures.finetune.transfer=decoder", "measures.finetune.transfer is 'decoder'; it must be one of encoder"),
+        ("measures.finetune.labelled_share=2", "measures.finetune.labelled_share is 2.0"),
+        ("measures.probe.n_labelled=[0]", "measures.probe.n_labelled is"),
+        ("measures.probe.seeds=0", "measures.probe.seeds is 0"),
+        ("measures.probe.patch_size=[8,8]", "measures.probe.patch_size has 2 values; it must have 3"),
+        ("metrics=[hd95]", "metrics is .* a list with dice in it"),
+        ("metrics=[dice,iou]", "metrics.1 is 'iou'"),
+        ("overlap=1", "overlap is 1.0; it must be at least 0 and below 1"),
+        ("workers=0", "workers is 0; it must be auto or above 0"),
+        ("name=null", "name is None; it must be text"),
+        ("measures={}", "measures is empty"),
+        ("measures.finetune.augment._target_=ssl3d.models.resenc.ResEncUNet", "measures.finetune.augment._target_"),
+    ],
+)
+def test_faults_name_their_key(values, override, words):
+    with pytest.raises(ConfigError, match=words):
+        load_suite(values, [override])
+
+
+def test_an_augmentation_is_checked_at_every_depth(values):
+    values["measures"]["finetune"]["augment"] = {
+        "_target_": "ssl3d.augment.Compose",
+        "transforms": [{"_target_": "ssl3d.augment.SpatialTransform", "rotatoin": 10}],
+    }
+    with pytest.raises(ConfigError, match="measures.finetune.augment.transforms.0.rotatoin.*did you mean 'rotation'"):
+        load_suite(values)
+
+
+def test_an_unknown_suite_names_the_nearest(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no suite 'hippocampos'; did you mean 'hippocampus'"):
+        load_suite("hippocampos")
+    with pytest.raises(FileNotFoundError, match="no suite"):
+        load_suite(tmp_path / "gone.yaml")
+
+
+def test_every_shipped_suite_is_complete_but_for_the_data():
+    found = names(SUITES)
+    assert {"hippocampus", "phantom"} <= set(found)
+    for name in found:
+        with pytest.raises(ConfigError) as error:
+            load_suite(name)
+        assert {f.split()[0] for f in error.value.faults} == {"store", "split"}
+        suite = load_suite(name, ["store=a.zarr", "split=b.json"])
+        assert suite.name == name and suite.measures.probe and suite.measures.finetune
+        assert len(suite.measures.finetune.n_labelled) >= 3 and len(seeds(suite.measures.finetune.seeds)) >= 3
+        assert len(seeds(suite.measures.probe.seeds)) >= 5
