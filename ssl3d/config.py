@@ -197,7 +197,7 @@ def read(source: str | Path | Mapping[str, Any], folder: Path = RECIPES) -> dict
 
 def _container(config: Any, name: str) -> dict[str, Any]:
     try:
-        if isinstance(config, Mapping) or not OmegaConf.is_config(config):
+        if not OmegaConf.is_config(config):
             config = OmegaConf.create(dict(config))
         values = OmegaConf.to_container(config, resolve=True)
     except (OmegaConfBaseException, TypeError, ValueError) as error:

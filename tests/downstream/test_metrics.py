@@ -87,7 +87,8 @@ def test_scores_classes_and_their_mean_and_leaves_out_what_nobody_annotated():
     prediction = reference.copy()
     prediction[0] = 3  # only wrong where nothing is known
     prediction[1:3, 4:6, 5] = 0
-    rows = {(label, metric): v for label, metric, v in score(prediction, reference, {3: "a", 7: "b"}, SPACING, ignore=255)}
+    scores = score(prediction, reference, {3: "a", 7: "b"}, SPACING, ignore=255)
+    rows = {(label, metric): v for label, metric, v in scores}
     assert rows["a", "dice"] == 1 and rows["a", "assd"] == 0
     assert rows["b", "dice"] == pytest.approx(2 * 8 / (8 + 12))
     assert rows["mean_foreground", "dice"] == pytest.approx((1 + 0.8) / 2)

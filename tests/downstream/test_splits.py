@@ -61,7 +61,7 @@ def test_bad_split_files_are_named(tmp_path, content, words):
 
 
 def test_a_missing_split_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nosuch.json"):
+    with pytest.raises(FileNotFoundError, match=r"nosuch\.json"):
         load_split(tmp_path / "nosuch.json")
 
 

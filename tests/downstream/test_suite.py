@@ -59,7 +59,7 @@ def test_an_augmentation_is_checked_at_every_depth(values):
         "_target_": "ssl3d.augment.Compose",
         "transforms": [{"_target_": "ssl3d.augment.SpatialTransform", "rotatoin": 10}],
     }
-    with pytest.raises(ConfigError, match="measures.finetune.augment.transforms.0.rotatoin.*did you mean 'rotation'"):
+    with pytest.raises(ConfigError, match=r"measures.finetune.augment.transforms.0.rotatoin.*did you mean 'rotation'"):
         load_suite(values)
 
 
