@@ -33,6 +33,7 @@ th, td { padding: .35rem .55rem; text-align: left; vertical-align: top; border-b
 th:first-child, td:first-child { padding-left: 0; } th:last-child, td:last-child { padding-right: 0; }
 thead th { font-weight: 600; border-bottom: 2px solid var(--soft); vertical-align: bottom; }
 td.number, th.number { text-align: right; white-space: nowrap; }
+td.tight { white-space: nowrap; }
 td.better { color: var(--better); font-weight: 600; } td.worse { color: var(--worse); font-weight: 600; }
 code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .85em; }
 pre { background: var(--shade); padding: .8rem 1rem; overflow-x: auto; line-height: 1.45; white-space: pre-wrap;
@@ -68,14 +69,17 @@ def table(
     rows: Iterable[Sequence[object]],
     *,
     numbers: Sequence[int] = (),
+    tight: Sequence[int] = (),
     caption: str = "",
     marks: Sequence[str] = (),
 ) -> str:
-    """A table; columns in `numbers` are right-aligned, cells whose text is in `marks` get it as their class."""
+    """A table; columns in `numbers` are right-aligned, those in `tight` are not wrapped, cells whose text is in `marks`
+    get it as their class."""
 
     def cell(tag: str, i: int, value: object) -> str:
         content = str(value)
-        names = [name for name in ("number" if i in numbers else "", content if content in marks else "") if name]
+        wanted = {"number": i in numbers, "tight": i in tight, content: content in marks}
+        names = [name for name, given in wanted.items() if given]
         attribute = f' class="{" ".join(names)}"' if names else ""
         scope = ' scope="col"' if tag == "th" else ""
         return f"<{tag}{attribute}{scope}>{text(content)}</{tag}>"

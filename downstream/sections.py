@@ -28,7 +28,7 @@ def by_arm(points: Iterable[Point], metric: str = "dice") -> dict[tuple[str, str
 
 def conclusions(points: Sequence[Point]) -> list[str]:
     """The main conclusion, a sentence a measure and arm; says so when nothing was compared."""
-    found = [sentences.summary(group) for group in by_arm(points).values()]
+    found = [sentences.conclusion(group) for group in by_arm(points).values()]
     return found or ["Nothing was compared: no arm has a baseline beside it."]
 
 
@@ -121,7 +121,7 @@ def _numbers_table(points: Sequence[Point]) -> str:
     notes = sorted({note for p in points for e in (p.score, p.difference) if e and (note := sentences.loss(e))})
     reasons = sorted({e.reason for p in points for e in (p.score, p.difference) if e and e.reason})
     caption = "; ".join([*notes, *(f"no interval: {reason}" for reason in reasons)])
-    return page.table(columns, rows, numbers=(2, 3, 4, 5, 7, 8), caption=caption, marks=MARKS)
+    return page.table(columns, rows, numbers=(2, 3, 4, 5, 7, 8), caption=caption, tight=(6,), marks=MARKS)
 
 
 def _between(found: Estimate, digits: int) -> str:

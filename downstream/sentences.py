@@ -16,12 +16,10 @@ def decimals_for(found: Estimate, metric: Metric) -> int:
     half, digits = found.half_width, metric.decimals
     if half is None:
         return digits
-    while digits < 5:
-        coarse = half < 2 * 10.0**-digits
-        bounds = [bound for bound in (found.low, found.high) if bound is not None]
-        lost = any(bound != 0 and abs(bound) < 0.5 * 10.0**-digits for bound in bounds)
-        if not (coarse and digits < metric.decimals + 1) and not (found.sign() and lost):
-            break
+    digits += half < 2 * 10.0**-digits
+    most = metric.decimals + (3 if found.sign() else 1)  # a verdict must show in its numbers, however close the call
+    bounds = [bound for bound in (found.low, found.high) if bound]
+    while digits < most and any(abs(bound) < 0.5 * 10.0**-digits for bound in bounds):
         digits += 1
     return digits
 
@@ -116,14 +114,17 @@ def joint_statement(points: Sequence[Point]) -> str | None:
     if len(judged) < 2:
         return None
     other = baseline_in_words(points[0])
-    better = [p.n_labelled for p in judged if p.verdict(joint=True) == "better"]
-    worse = [p.n_labelled for p in judged if p.verdict(joint=True) == "worse"]
-    start = f"Judged together ({len(judged)} comparisons, Bonferroni), "
-    if not better and not worse:
-        return start + f"no difference from {other} remains."
-    found = {"better": better, "worse": worse}
+    found = {word: [p.n_labelled for p in judged if p.verdict(joint=True) == word] for word in ("better", "worse")}
     parts = [f"{word} than {other} {_where(amounts)}" for word, amounts in found.items() if amounts]
-    return start + f"{CHECKPOINT} remains {join(parts)}."
+    remains = f"{CHECKPOINT} remains {join(parts)}" if parts else f"no difference from {other} remains"
+    return f"Judged together ({len(judged)} comparisons, Bonferroni), {remains}."
+
+
+def conclusion(points: Sequence[Point]) -> str:
+    """The summary, followed by the joint statement where that takes something back."""
+    joint = joint_statement(points)
+    lost = any(p.verdict(joint=True) != p.verdict() for p in points)
+    return f"{summary(points)} {joint}" if joint and lost else summary(points)
 
 
 def join(parts: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 import pytest
 
 from downstream.comparison import Point
-from downstream.sentences import joint_statement, number, sentence, summary
+from downstream.sentences import conclusion, joint_statement, number, sentence, summary
 from downstream.statistics import Estimate
 
 
@@ -38,6 +38,14 @@ def _point(n, mean, low, high, measure="finetune", metric="dice", reason=None, j
         (
             _point(2, 0.03, 0.002, 0.058),
             "at 2 labelled patients: +0.030 Dice, 95 % interval 0.002 to 0.058: better than scratch",
+        ),
+        (
+            _point(1, 0.046, -0.004, 0.096),
+            "at 1 labelled patient: +0.046 Dice, 95 % interval -0.004 to 0.096: not distinguishable from scratch",
+        ),
+        (
+            _point(1, 0.05, 0.0002, 0.0998),
+            "at 1 labelled patient: +0.0500 Dice, 95 % interval 0.0002 to 0.0998: better than scratch",
         ),
         (
             _point(2, -1.234, -2.0, -0.468, metric="hd95"),
@@ -93,6 +101,8 @@ def test_joint_statement():
         "patient and worse than scratch at 2 labelled patients."
     )
     assert joint_statement(kept[:1]) is None
+    assert conclusion(lost) == f"{summary(lost)} {joint_statement(lost)}"
+    assert conclusion(kept) == summary(kept)
 
 
 @pytest.mark.parametrize(("value", "signed", "expected"), [(-0.0001, False, "0.00"), (-0.0001, True, "0.00"),
