@@ -17,15 +17,12 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
-from numcodecs import blosc
 
+from ssl3d.data.blosc import Destination, decode
 from ssl3d.data.lru import LRU
 
 MISSING = 2**64 - 1  # offset and nbytes of a chunk that holds only the fill value
 MAX_OPEN_SHARDS = 512  # mapped files per process; a mapping holds a file descriptor, of which 1,024 are common
-
-# One decode context a thread: blosc's own pool would survive no fork and wait on one lock.
-blosc.use_threads = False
 
 
 class Shard:
@@ -39,30 +36,29 @@ class Shard:
             if size < length + 4:
                 raise ValueError(f"shard {path} is truncated ({size} bytes): convert its volume again")
             self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if hasattr(self.bytes, "madvise"):
-            self.bytes.madvise(mmap.MADV_RANDOM)
         self.view = memoryview(self.bytes)
         raw = bytes(self.view[size - length - 4 : size - 4])
         if google_crc32c.value(raw) != int.from_bytes(self.view[size - 4 :], "little"):
             raise ValueError(f"shard {path} has a damaged chunk index: convert its volume again")
         self.index = np.frombuffer(raw, dtype="<u8").reshape(*chunks, 2)
         self.limit = size - length - 4
+        self.address = np.frombuffer(self.bytes, dtype=np.uint8).ctypes.data
 
 
-_open_shards: LRU[str, Shard] = LRU(MAX_OPEN_SHARDS)
+_open_shards: LRU[tuple[str, str], Shard] = LRU(MAX_OPEN_SHARDS)
 
 
 class Scratch(threading.local):
     """Each thread's own chunk to decode into."""
 
     def __init__(self) -> None:
-        self.bytes = np.empty(0, dtype=np.uint8)
+        self._chunks: dict[tuple[tuple[int, ...], np.dtype], Destination] = {}
 
-    def chunk(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        n = int(np.prod(shape)) * dtype.itemsize
-        if self.bytes.size < n:
-            self.bytes = np.empty(n, dtype=np.uint8)
-        return self.bytes[:n].view(dtype).reshape(shape)
+    def chunk(self, shape: tuple[int, ...], dtype: np.dtype) -> Destination:
+        chunk = self._chunks.get((shape, dtype))
+        if chunk is None:
+            chunk = self._chunks[(shape, dtype)] = Destination(np.empty(shape, dtype))
+        return chunk
 
 
 _scratch = Scratch()
@@ -120,18 +116,19 @@ class ShardedArray:
         """The open shard; None when it was never written because it holds only the fill value."""
         key = f"c/0/{number}/0/0"
         path = self.folder / key
+        digest = self.attributes.get("digest", {}).get(key, "")  # in the cache's key: a volume may be written again
         try:
-            return _open_shards.get(str(path), lambda: Shard(path, self.chunks_per_shard))
+            return _open_shards.get((str(path), digest), lambda: Shard(path, self.chunks_per_shard))
         except FileNotFoundError as error:
-            if key in self.attributes.get("digest", {}):
+            if digest:
                 raise ValueError(f"{self.name}: {path} is missing: convert the volume again") from error
             return None
 
     def _read_shard(self, shard: Shard, out: np.ndarray, low: tuple[int, ...], channels: range) -> None:
         scratch = _scratch.chunk(self.chunk[1:], self.dtype)
-        expected, limit, view, decompress = scratch.nbytes, shard.limit, shard.view, blosc.decompress
+        limit, view, base = shard.limit, shard.view, shard.address
         spans = [_spans(lo, lo + n, c) for lo, n, c in zip(low, out.shape[1:], self.chunk[1:])]
-        rows, void = _row_views(scratch, out, spans[2])
+        rows, void = _row_views(scratch.array, out, spans[2])
         first = [span[0][0] for span in spans]
         window: Any = tuple(slice(span[0][0], span[-1][0] + 1) for span in spans)
         for i, channel in enumerate(channels):
@@ -144,11 +141,11 @@ class ShardedArray:
                             target[i, target_z, target_y] = _fill_row(self.fill, target.dtype, self.dtype)
                             continue
                         end = offset + length
-                        if end > limit or int.from_bytes(view[offset + 4 : offset + 8], "little") != expected:
-                            raise self._damaged(shard, "its sizes do not fit")
+                        if end > limit:
+                            raise self._damaged(shard, "it ends behind its file")
                         try:
-                            decompress(view[offset:end], scratch)
-                        except (RuntimeError, ValueError) as error:
+                            decode(base, view, offset, end, scratch)
+                        except ValueError as error:
                             raise self._damaged(shard, str(error)) from error
                         target[i, target_z, target_y] = source[source_z, source_y]
 
