@@ -15,16 +15,27 @@ _SMALLEST_PART = 0.02  # of the largest component; smaller islands are noise
 
 def _block_means(values: np.ndarray, steps: Sequence[int]) -> np.ndarray:
     """Means over blocks of `steps` voxels; the last block of an axis may be smaller."""
-    out: np.ndarray = values.astype(np.float32)
+    out: np.ndarray = values
     for axis, step in enumerate(steps):
         if step == 1:
             continue
-        starts = np.arange(0, out.shape[axis], step)
-        widths = np.diff(np.append(starts, out.shape[axis])).astype(np.float32)
-        shape = [1, 1, 1]
-        shape[axis] = -1
-        out = np.add.reduceat(out, starts, axis=axis) / widths.reshape(shape)
-    return out
+        out = np.moveaxis(out, axis, 0)
+        whole = len(out) // step
+        blocks = out[0 : whole * step : step].astype(np.float32)
+        for k in range(1, step):
+            blocks += out[k : whole * step : step]
+        blocks /= np.float32(step)
+        rest = out[whole * step :]
+        if len(rest):
+            blocks = np.concatenate([blocks, rest.mean(axis=0, keepdims=True, dtype=np.float32)])
+        out = np.moveaxis(blocks, 0, axis)
+    return out.astype(np.float32, copy=False)
+
+
+def _block_centres(mask: np.ndarray, steps: Sequence[int]) -> np.ndarray:
+    """The voxel in the middle of each of those blocks."""
+    picks = [np.minimum(np.arange(0, n, step) + step // 2, n - 1) for n, step in zip(mask.shape, steps)]
+    return mask[np.ix_(*picks)]
 
 
 def otsu(values: np.ndarray) -> float:
@@ -97,7 +108,7 @@ def foreground(
     steps = [max(1, min(int(_COARSE_MM / s + 0.5), n // 16)) for s, n in zip(spacing, values.shape)]
     own = np.array([s * k for s, k in zip(spacing, steps)])
     coarse = _block_means(values, steps)
-    usable = np.ones(coarse.shape, bool) if valid is None else _block_means(valid, steps) > 0.5
+    usable = np.ones(coarse.shape, bool) if valid is None else _block_centres(valid, steps)
     small = (_body(coarse, own) & usable) if modality == "ct" else _bright(coarse, own, usable)
     mask = small
     for axis, step in enumerate(steps):

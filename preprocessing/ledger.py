@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -66,7 +65,7 @@ class Ledger:
         partial = root / (LEDGER_FILE + ".partial")
         text = json.dumps(asdict(self), indent=1, sort_keys=True)
         partial.write_text(text, encoding="utf-8")
-        os.replace(partial, root / LEDGER_FILE)
+        partial.replace(root / LEDGER_FILE)
 
 
 def made_with(source: Source, modality: str) -> str:

@@ -28,17 +28,19 @@ def from_name(name: str) -> str | None:
 
 
 def infer(values: np.ndarray) -> str:
-    """ "ct" where values look like HU, else "mr": one channel of any shape, physical values.
+    """Whether one channel (any shape, physical values) looks like HU: "ct", else "mr".
 
-    HU: a peak of air or lung (-1200 to -700) and one of soft tissue (-200 to 200), inside what scanners can store.
+    HU: a peak of air or lung (-1200 to -700) and one of soft tissue (-150 to 150), with less between them, where hardly
+    any tissue lies; all inside what scanners can store.
     """
     finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values.reshape(-1)
     sample = finite[:: max(1, finite.size // 1_000_000)].astype(np.float64)
     if sample.size == 0 or sample.min() < -32768 or sample.max() > 32767 or sample.min() > -700:
         return "mr"
     air = np.mean((sample >= -1200) & (sample <= -700))
-    tissue = np.mean((sample >= -200) & (sample <= 200))
-    return "ct" if air >= 0.005 and tissue >= 0.02 else "mr"
+    between = np.mean((sample > -600) & (sample < -300))
+    tissue = np.mean((sample >= -150) & (sample <= 150))
+    return "ct" if air >= 0.005 and tissue >= 0.02 and tissue > between else "mr"
 
 
 def of_channels(data: np.ndarray, requested: str, stated: Sequence[str | None] | None) -> list[str]:

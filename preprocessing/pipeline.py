@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -61,9 +60,9 @@ def convert(
 ) -> ConvertReport:
     """Convert files, folders, DICOM series and MSD or nnU-Net data sets to one store; run again, it resumes.
 
-    `spacing`: "iso1", "median", "keep" or (z, y, x) mm. `modality`: "auto", "ct", "mr", "pet", "other". `labels`: folder
-    of labels of the same file names. `targets`: CSV of numbers a volume. `subject_key`: file that pseudonyms are made
-    with. `workers`: processes (default: a core each). `scheduler`: address of a dask scheduler that sees the same paths.
+    `spacing`: "iso1", "median", "keep" or (z, y, x) mm. `modality`: "auto", "ct", "mr", "pet", "other". `labels`: a
+    folder of labels of the same file names. `targets`: CSV of numbers a volume. `subject_key`: file that pseudonyms are made
+    with. `workers`: processes (default: a core each). `scheduler`: a dask scheduler's address; it sees the same paths.
     Raises FileNotFoundError and ValueError for what the user named wrongly; scans that cannot be converted are refused.
     """
     arguments = [sources] if isinstance(sources, str | Path) else list(sources)
@@ -272,4 +271,4 @@ def _write_refused(root: Path, rows: list[tuple[str, str, str]], seen: set[str])
         writer = csv.writer(handle)
         writer.writerow(("source", "reason", "detail"))
         writer.writerows([*earlier, *rows])
-    os.replace(partial_file, file)
+    partial_file.replace(file)

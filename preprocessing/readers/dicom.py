@@ -197,7 +197,7 @@ def _check_even(heights: np.ndarray) -> None:
             )
         raise Refusal(
             "uneven_spacing",
-            f"slices at {height:.2f} and {height + gap:.2f} mm along the normal are {gap:.2f} apart, others {usual:.2f}",
+            f"slices at {height:.2f} and {height + gap:.2f} mm along the normal are {gap:.2f} apart, not {usual:.2f}",
         )
 
 
