@@ -20,6 +20,7 @@ from ssl3d.data.phantom_shapes import Anatomy, Array, draw_anatomy, random_rotat
 from ssl3d.seeding import mix, numpy_generator
 
 CLASSES = {0: "background", 1: "sheet organ", 2: "fibre organ"}
+TARGETS_FILE = "targets.csv"
 FIELD_OF_VIEW_MM = 50.0
 SPACINGS_MM = ((1.0, 1.0, 1.0), (1.1, 1.1, 1.1), (1.0, 1.0, 1.4), (0.9, 0.9, 1.5), (1.2, 1.0, 1.2))
 CONTRASTS = ("linear", "inverted", "gamma", "s-curve", "folded")
@@ -101,7 +102,7 @@ def write_phantom(out: Path | str, patients: int, seed: int = 0) -> Path:
     """Write `patients` synthetic patients into the folder `out`, in the MSD layout, and return it.
 
     `imagesTr/`, `labelsTr/` (int16 or float32 NIfTI, uint8 labels), `dataset.json`, `patients.json` ({patient: [case]})
-    and `targets.csv` (case, patient, lesion 0|1, lesion_extent: share of the body). The same arguments give the same
+    and `targets.csv` (case, lesion 0|1, lesion_extent: share of the body). The same arguments give the same
     voxels. Raises ValueError when `patients` is below 1.
     """
     if patients < 1:
@@ -118,9 +119,9 @@ def write_phantom(out: Path | str, patients: int, seed: int = 0) -> Path:
             nib.save(_nifti(item.image, item.affine), out / "imagesTr" / f"{case}.nii.gz")
             nib.save(_nifti(item.label, item.affine), out / "labelsTr" / f"{case}.nii.gz")
             grouped.setdefault(patient, []).append(case)
-            targets.append({"case": case, "patient": patient, "lesion": int(lesion), "lesion_extent": round(extent, 4)})
-    with (out / "targets.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["case", "patient", "lesion", "lesion_extent"])
+            targets.append({"case": case, "lesion": int(lesion), "lesion_extent": round(extent, 4)})
+    with (out / TARGETS_FILE).open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["case", "lesion", "lesion_extent"])
         writer.writeheader()
         writer.writerows(targets)
     (out / "patients.json").write_text(json.dumps(grouped, indent=1))

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-TISSUE_BAND_MM = (6.0, 9.0)  # wavelengths
-ORGAN_BAND_MM = (3.6, 4.8)
+TISSUE_BAND_MM = (8.0, 11.0)  # wavelengths
+SHEET_BAND_MM = (5.0, 7.0)
+FINE_BAND_MM = (3.4, 4.4)
 WAVES = 40  # enough for values that are close to normal
 
 
@@ -177,7 +178,7 @@ def draw_anatomy(rng: np.random.Generator, lesion: bool) -> Anatomy:
     decoy = _place(rng, body, rng.uniform(4.5, 6, 3), taken, 2.0)
     if decoy is not None:
         taken.append(decoy)
-        under.append(Part("decoy", decoy, Texture.draw(rng, str(rng.choice(["sheets", "fibres"])), ORGAN_BAND_MM)))
+        under.append(Part("decoy", decoy, Texture.draw(rng, str(rng.choice(["sheets", "fibres"])), FINE_BAND_MM)))
     for _ in range(rng.integers(1, 4)):
         blob = _place(rng, body, rng.uniform(3, 5, 3), taken, 0.0)
         if blob is not None:
@@ -190,10 +191,10 @@ def draw_anatomy(rng: np.random.Generator, lesion: bool) -> Anatomy:
     if lesion:
         centre = body.centre + rng.uniform(-0.6, 0.6, 3) * body.radii
         shape = Ellipsoid(centre, rng.uniform(7, 14, 3), random_rotation(rng))
-        anatomy.parts.append(Part("lesion", shape, Texture.draw(rng, "grain", ORGAN_BAND_MM)))
+        anatomy.parts.append(Part("lesion", shape, Texture.draw(rng, "grain", FINE_BAND_MM)))
     anatomy.parts += under
-    organs = [Part("sheet organ", first, Texture.draw(rng, "sheets", ORGAN_BAND_MM), 1)]
-    organs.append(Part("fibre organ", second, Texture.draw(rng, "fibres", ORGAN_BAND_MM), 2))
+    organs = [Part("sheet organ", first, Texture.draw(rng, "sheets", SHEET_BAND_MM), 1)]
+    organs.append(Part("fibre organ", second, Texture.draw(rng, "fibres", FINE_BAND_MM), 2))
     anatomy.parts += organs
     anatomy.lesion_extent = _extent(anatomy)
     return anatomy

@@ -25,9 +25,10 @@ RULES: dict[str, tuple[str, ...]] = {
     "ssl3d.augment": ("ssl3d.augment", "ssl3d.regions", "ssl3d.seeding"),
     "ssl3d.models": ("ssl3d.models", "ssl3d.regions", "ssl3d.seeding"),
     "ssl3d.tasks": ("ssl3d.tasks", "ssl3d.regions", "ssl3d.seeding", "ssl3d.models", "ssl3d.losses", "ssl3d.augment"),
-    "ssl3d.cli": ("ssl3d", "preprocessing", "downstream", "recipes"),
+    "ssl3d.cli": ("ssl3d", "preprocessing", "downstream"),
     "preprocessing": ("preprocessing", "ssl3d.data", "ssl3d.seeding"),
-    "downstream": ("downstream", "preprocessing", "recipes", "ssl3d"),
+    "downstream.chain": ("downstream", "preprocessing", "ssl3d"),  # the quickstart: raw files to report
+    "downstream": ("downstream", "ssl3d"),
     # everything else of the library: loop, checkpoints, export, testing
     "ssl3d": ("ssl3d",),
 }
@@ -75,7 +76,7 @@ def imports(path: Path, top_level_only: bool = False) -> list[tuple[int, str]]:
 
 
 def ours(name: str) -> bool:
-    return name.split(".")[0] in (*PACKAGES, "recipes")
+    return name.split(".")[0] in PACKAGES
 
 
 def layer(name: str) -> str:
