@@ -46,8 +46,9 @@ _CAVEAT = """
 (report.json, "provenance").{other}
 """
 
-_LIKE_PRETRAINING = """ To impose them, use {name}.json, whole plans with the spacing and CT window of the pre-training
-(only if nnU-Net's own spacing is far from it: it preprocesses the data set again):
+_LIKE_PRETRAINING = """ To impose them, use {name}.json: whole plans with the spacing
+and, for CT, the intensity window of the pre-training. It preprocesses the data set again, so it is worth the time when
+nnU-Net's own spacing is far off:
 
     cp {name}.json "$nnUNet_preprocessed/{dataset}/"
     nnUNetv2_preprocess -d {number} -plans_name {name} -c {parent}
@@ -75,7 +76,7 @@ def how_to(report: ExportReport, plans: Plans | None) -> str:
     written = any(path.name == f"{PLANS_NAME}.json" for path in report.files)
     other = _LIKE_PRETRAINING if written else ""
     if plans is None:
-        other = f" Exported with --plans, a whole plans file that imposes them ({PLANS_NAME}.json) is written as well."
+        other = f" Exported with --plans,\n{PLANS_NAME}.json is written as well: whole plans that impose them."
     text = _HEAD + (_PLANNED if plans else _UNPLANNED) + _CAVEAT.replace("{other}", other)
     return text.format(**words)
 

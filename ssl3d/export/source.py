@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ssl3d.models.backbone import Backbone
+from ssl3d.models.backbone import Backbone, BackboneSpec, build_backbone
+from ssl3d.models.init import load_weights
 from ssl3d.regions import Size3
 
 # Keys of a checkpoint that travel with an export: no subject, file or path among them.
@@ -30,13 +31,15 @@ class Source:
 
     @classmethod
     def open(cls, run: Path) -> Source:
-        """The source of a run directory or checkpoint file. Raises FileNotFoundError, ValueError naming it."""
+        """The source of a run directory ('last') or checkpoint file. Raises FileNotFoundError, ValueError naming it."""
         from ssl3d import checkpoint
 
-        content = checkpoint.open_run(run)
+        content = checkpoint.open_run(run)  # read once: with the optimiser's state it is four times the weights
+        backbone = build_backbone(BackboneSpec(**content["backbone_spec"])).eval()
+        load_weights(backbone, checkpoint.backbone_state(content), source=str(run))
         d, h, w = content.get("input_size") or (0, 0, 0)
         return cls(
-            backbone=checkpoint.load_backbone(run),
+            backbone=backbone,
             trained_decoder=bool(content.get("trained_decoder", True)),
             patch_size=(d, h, w) if d else None,
             batch_size=content.get("batch_size"),
