@@ -6,6 +6,7 @@ Differences are taken class by class, patient by patient and replicate by replic
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,12 +32,13 @@ class Metric:
     unit: str
     higher_is_better: bool
     decimals: int
+    highest: float  # the lowest is 0
 
 
 METRICS = {
-    "dice": Metric("Dice", "Dice", True, 2),
-    "hd95": Metric("HD95", "mm HD95", False, 1),
-    "assd": Metric("ASSD", "mm ASSD", False, 2),
+    "dice": Metric("Dice", "Dice", True, 2, 1.0),
+    "hd95": Metric("HD95", "mm HD95", False, 1, math.inf),
+    "assd": Metric("ASSD", "mm ASSD", False, 2, math.inf),
 }
 
 
@@ -109,12 +111,13 @@ def _point(
     level: float,
 ) -> Point:
     difference = joint = None
+    highest = METRICS[metric].highest
     if other is not None:
         paired = _patients(table - other)
-        difference = estimate(paired, level)
-        joint = estimate(paired, 1 - (1 - level) / compared)
+        difference = estimate(paired, level, (-highest, highest))
+        joint = estimate(paired, 1 - (1 - level) / compared, (-highest, highest))
     subsets, seeds = table.attrs["subsets"], table.attrs["seeds"]
-    score = estimate(_patients(table), level)
+    score = estimate(_patients(table), level, (0.0, highest))
     return Point(measure, metric, arm, baseline, n, score, subsets, seeds, difference, joint)
 
 

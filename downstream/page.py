@@ -46,6 +46,8 @@ summary { cursor: pointer; font-weight: 600; }
   --better: #00704f; --worse: #b04a00; color-scheme: light;
   --c0: #767676; --c1: #0072b2; --c2: #d55e00; --c3: #009e73; --c4: #b85c91; --c5: #c98600; --c6: #2f8fc4; }
   main { max-width: none; padding: 0; }
+  .wide { overflow: visible; } table { font-size: 7.5pt; } th, td { padding: .2rem .3rem; }
+  details::details-content { content-visibility: visible; }
   body { font-size: 10.5pt; } h2, h3 { break-after: avoid; } figure, table, .lead { break-inside: avoid; } }
 """
 

@@ -204,7 +204,7 @@ def design(evaluation: Evaluation, points: Sequence[Point], trials: Sequence[Tri
     validation = rows.loc[rows["split"] == "validation", "patient"].nunique()
     items = [
         f"Patients, not scans, were split. {test} test patients are scored once at the end of each training"
-        + (f"; {validation} other patients served as validation and chose learning rates." if trials else "."),
+        + (f"; learning rates were chosen on {validation} other{'' if validation == 1 else 's'}." if trials else "."),
         "Arms are paired: at each number of labelled patients every arm is trained on the same labelled patients, with "
         "the same seeds, steps and augmentation, and scored on the same test patients.",
     ]
@@ -240,8 +240,8 @@ def limits(evaluation: Evaluation, points: Sequence[Point]) -> list[str]:
         items.append("Some numbers rest on one labelled subset: they hold for those labelled patients only.")
     if fewest < 10:
         items.append(
-            f"With {fewest} training seeds at the least, intervals are wide. Not distinguishable does not mean equal: "
-            "every difference inside the interval remains possible."
+            f"The fewest training seeds behind a number are {fewest}, so intervals are wide. Not distinguishable "
+            "does not mean equal: every difference inside the interval remains possible."
         )
     if any(len(group) > 1 for group in groups.values()):
         items.append(

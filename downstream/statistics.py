@@ -9,7 +9,7 @@ holds the simulation that chose the interval below.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 LEVEL = 0.95
+FEWEST = (
+    3  # of replicates and of patients: with two replicates the interval covers only 89 to 97 % (docs/statistics.md)
+)
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ def half_widths(tables: ArrayLike, level: float = LEVEL) -> tuple[NDArray[np.flo
 def crossed_interval(table: ArrayLike, level: float = LEVEL) -> Estimate:
     """The mean of a complete table (S replicates, P patients) and its interval over both.
 
-    With one replicate or one patient there is no interval: the variation over the missing factor cannot be seen, and an
+    With fewer than three of either there is none: the variation over that factor cannot be seen, or hardly, and an
     interval over the other alone would look far surer than it is. Raises ValueError for missing or infinite values.
     """
     values = np.asarray(table, dtype=np.float64)
@@ -112,8 +115,8 @@ def crossed_interval(table: ArrayLike, level: float = LEVEL) -> Estimate:
     if not np.isfinite(values).all():
         raise ValueError("a score table has missing or infinite cells: reduce it with complete_block first")
     s, p = values.shape
-    if s < 2 or p < 2:
-        reason = "only one training seed" if s < 2 else "only one test patient"
+    if s < FEWEST or p < FEWEST:
+        reason = _only(s, "training seed") if s < FEWEST else _only(p, "test patient")
         return Estimate(float(values.mean()), None, None, level, s, p, reason=reason)
     mean, half = (float(number) for number in half_widths(values, level))
     _, ms_replicate, ms_patient, ms_residual = (float(number) for number in mean_squares(values))
@@ -139,25 +142,29 @@ def complete_block(table: pd.DataFrame) -> pd.DataFrame:
     return block
 
 
-def estimate(table: pd.DataFrame, level: float = LEVEL) -> Estimate:
-    """Mean and interval of a table (replicates x patients) with holes: complete cells only, the loss counted."""
+def estimate(
+    table: pd.DataFrame, level: float = LEVEL, limits: tuple[float, float] = (-math.inf, math.inf)
+) -> Estimate:
+    """Mean and interval of a table (replicates x patients) with holes: complete cells only, the loss counted.
+
+    `limits`: the score's range; an interval is cut there, which loses no value that could be true.
+    """
     block = complete_block(table)
     if block.size == 0:
         reason = "no patient was scored under every training seed"
         return Estimate(math.nan, None, None, level, 0, 0, None, reason, *table.shape)
-    result = crossed_interval(block.to_numpy(), level)
-    return Estimate(
-        result.mean,
-        result.low,
-        result.high,
-        level,
-        result.replicates,
-        result.patients,
-        result.components,
-        result.reason,
-        table.shape[0] - block.shape[0],
-        table.shape[1] - block.shape[1],
+    found = crossed_interval(block.to_numpy(), level)
+    return replace(
+        found,
+        low=None if found.low is None else max(found.low, limits[0]),
+        high=None if found.high is None else min(found.high, limits[1]),
+        dropped_replicates=table.shape[0] - block.shape[0],
+        dropped_patients=table.shape[1] - block.shape[1],
     )
+
+
+def _only(count: int, what: str) -> str:
+    return f"only one {what}" if count == 1 else f"only {count} {what}s"
 
 
 def _quantile(level: float, degrees: int) -> float:

@@ -33,6 +33,7 @@ def test_by_hand():
     assert mae.score.mean == pytest.approx((0.5 + 0.8) / 2)
     assert mae.difference.mean == pytest.approx((0.1 + 0.2) / 2)  # patients count equally, not cases
     assert (mae.difference.replicates, mae.difference.patients, mae.subsets) == (2, 2, 2)
+    assert mae.verdict() == "no interval"
     assert patient_scores(pd.DataFrame(lines, columns=list(COLUMNS)), "finetune", "dice", 2)["mae"].to_dict() == (
         pytest.approx({"a": 0.5, "b": 0.8})
     )

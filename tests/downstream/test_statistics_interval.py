@@ -29,12 +29,12 @@ def test_textbook_paired_t_when_one_factor_has_no_variance(axis):
 
 
 def test_negative_components_do_not_shrink_the_interval():
-    # replicates cancel within every patient: MS_replicate = 0 < MS_residual, both estimates would be negative
-    table = np.array([[1.0, -1.0, 1.0, -1.0], [-1.0, 1.0, -1.0, 1.0]])
+    # rows and columns sum to nought: MS_replicate = MS_patient = 0 < MS_residual, both estimates would be negative
+    table = np.array([[1.0, -1.0, 0.0, 0.0], [-1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, -1.0], [0.0, 0.0, -1.0, 1.0]])
     found = crossed_interval(table)
     assert found.components is not None and found.components.replicate == found.components.patient == 0
-    residual = 8 / 3
-    assert found.half_width == pytest.approx(stats.t.ppf(0.975, 3) * np.sqrt(residual / 8))
+    residual = 8 / 9
+    assert found.half_width == pytest.approx(stats.t.ppf(0.975, 9) * np.sqrt(residual / 16))
 
 
 def test_by_hand():
@@ -46,9 +46,17 @@ def test_by_hand():
     assert float(half) == pytest.approx(np.sqrt((5.0 * t_p**2 + 1.5 * t_e**2) / 6))
 
 
-@pytest.mark.parametrize(("shape", "reason"), [((1, 5), "only one training seed"), ((5, 1), "only one test patient")])
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        ((1, 5), "only one training seed"),
+        ((2, 5), "only 2 training seeds"),
+        ((5, 1), "only one test patient"),
+        ((5, 2), "only 2 test patients"),
+    ],
+)
 def test_no_interval_rather_than_a_wrong_one(shape, reason):
-    found = crossed_interval(np.arange(5.0).reshape(shape))
+    found = crossed_interval(np.full(shape, 2.0))
     assert (found.mean, found.low, found.high, found.reason) == (2.0, None, None, reason)
     assert found.sign() == 0
 
@@ -66,6 +74,12 @@ def test_complete_block_drops_the_unfinished_seed_and_counts_the_loss():
     assert list(block.index) == ["a", "b", "c"] and list(block.columns) == ["v", "w", "x", "z"]
     found = estimate(table)
     assert (found.replicates, found.patients, found.dropped_replicates, found.dropped_patients) == (3, 4, 1, 1)
+
+
+def test_an_interval_ends_where_the_score_does():
+    table = pd.DataFrame([[0.9, 0.99, 1.0], [0.7, 0.99, 1.0], [0.9, 0.95, 0.9]])
+    free, cut = estimate(table), estimate(table, limits=(0.0, 1.0))
+    assert free.high > 1 and cut.high == 1.0 and cut.low == free.low
 
 
 def test_nothing_complete_is_said():
