@@ -14,7 +14,9 @@ from ssl3d.data.format import MAX_LABEL_COORDINATES, LabelInfo
 from ssl3d.seeding import numpy_generator
 
 BACKGROUND = 0
-_NEAREST_BELOW = 1.25  # an axis that shrinks by less is sampled at the nearest voxel: unbiased, keeps thin structures
+_NO_SHARE = 1e-2
+_TIE_BREAK = 1e-3  # weight of the neighbourhood's share: at whole-number ratios many voxels share one value
+_GAP = 0.1  # share of background below which a voxel between touching classes belongs to one of them
 
 
 def as_integers(values: np.ndarray) -> np.ndarray:
@@ -46,49 +48,63 @@ def check_grid(label: Canonical, image: Canonical) -> None:
 def resample_labels(label: np.ndarray, axes: Sequence[AxisGrid]) -> np.ndarray:
     """(Z, Y, X) labels on the grid of `axes`, same dtype, only values that were there.
 
-    Axes that grow (or hardly shrink) take the nearest voxel, which keeps volumes and thin structures. On axes that
-    shrink the class with the largest linearly interpolated share wins, each class worked on in its own box only, so
-    that a hundred classes cost little more than one. A class that would vanish keeps the voxel where its share peaks.
+    Every class is interpolated linearly, in its own box only, so that a hundred classes cost little more than one. A
+    class claims the voxels where its share is largest, as many as its volume in mm3 asks for: a fixed threshold of one
+    half would shrink thin and small structures. Where claims meet, the share relative to the class's own threshold
+    decides; what lies between touching classes is given to one of them. A class that would vanish keeps one voxel.
     """
-    shrinking = [not g.unchanged and g.step >= _NEAREST_BELOW for g in axes]
-    out = label
-    if any(shrinking):
-        out = _majority(label, [operator(g, "linear") if shrinks else None for g, shrinks in zip(axes, shrinking)])
-    for axis, (grid, shrinks) in enumerate(zip(axes, shrinking)):
-        if not grid.unchanged and not shrinks:
-            nearest = np.floor(grid.start + grid.step * np.arange(grid.n) + 0.5).astype(np.int64)
-            out = np.take(out, np.clip(nearest, 0, grid.n_in - 1), axis=axis)
-    return _restore_lost(out, label, axes)
-
-
-def _majority(label: np.ndarray, operators: Sequence[sparse.csr_array | None]) -> np.ndarray:
-    """The class with the largest share at every output voxel; background only where it outweighs every class."""
-    shape = tuple(n if m is None else m.shape[0] for n, m in zip(label.shape, operators))
+    if all(grid.unchanged for grid in axes):
+        return label.copy()
+    operators = [None if grid.unchanged else operator(grid, "linear") for grid in axes]
+    per_voxel = float(np.prod([1.0 / grid.step for grid in axes]))  # stored voxels that one source voxel fills
+    shape = tuple(grid.n for grid in axes)
     out = np.zeros(shape, label.dtype)
     best = np.zeros(shape, np.float32)
     covered = np.zeros(shape, np.float32)
     for value, box in enumerate(ndimage.find_objects(label), start=1):
         if box is None:
             continue
-        cut: list[sparse.csr_array | None] = []
-        window: list[slice] = []
-        for axis, matrix in enumerate(operators):
-            if matrix is None:
-                cut.append(None)
-                window.append(box[axis])
-                continue
-            part = matrix[:, box[axis]]
-            rows = np.flatnonzero(np.diff(part.indptr))
-            cut.append(part[rows[0] : rows[-1] + 1])
-            window.append(slice(int(rows[0]), int(rows[-1]) + 1))
-        where = tuple(window)
-        share = apply_operators(label[box] == value, cut)
-        wins = share > best[where]
+        members = label[box] == value
+        cut, where = _window(operators, box)
+        share = apply_operators(members, cut)
+        share += _TIE_BREAK * ndimage.uniform_filter(share, 3, mode="nearest")
+        score = share / _claim_threshold(share, members.sum() * per_voxel)
+        wins = score > best[where]
         out[where][wins] = value
-        np.maximum(best[where], share, out=best[where])
+        np.maximum(best[where], score, out=best[where])
         covered[where] += share
-    out[best < 1.0 - covered - 1e-5] = BACKGROUND
-    return out
+    out[(best < 1.0) & (covered < 1.0 - _GAP)] = BACKGROUND
+    return _restore_lost(out, label, axes)
+
+
+def _window(
+    operators: Sequence[sparse.csr_array | None], box: tuple[slice, ...]
+) -> tuple[list[sparse.csr_array | None], tuple[slice, ...]]:
+    """The part of the operators that sees a box of the source, and the box of the output it reaches."""
+    cut: list[sparse.csr_array | None] = []
+    window: list[slice] = []
+    for matrix, extent in zip(operators, box):
+        if matrix is None:
+            cut.append(None)
+            window.append(extent)
+            continue
+        part = matrix[:, extent]
+        rows = np.flatnonzero(np.diff(part.indptr))
+        cut.append(part[rows[0] : rows[-1] + 1])
+        window.append(slice(int(rows[0]), int(rows[-1]) + 1))
+    return cut, tuple(window)
+
+
+def _claim_threshold(share: np.ndarray, wanted: float) -> float:
+    """The share from which on about `wanted` voxels lie; of two thresholds around it, the nearer in volume."""
+    positive = share[share > _NO_SHARE]
+    if positive.size == 0:
+        return 1.0
+    count = int(np.clip(round(wanted), 1, positive.size))
+    threshold = float(np.partition(positive, positive.size - count)[positive.size - count])
+    above = positive[positive > threshold]
+    from_on = int((positive >= threshold).sum())
+    return float(above.min()) if above.size and count - above.size < from_on - count else threshold
 
 
 def _restore_lost(out: np.ndarray, label: np.ndarray, axes: Sequence[AxisGrid]) -> np.ndarray:

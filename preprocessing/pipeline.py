@@ -61,8 +61,8 @@ def convert(
     """Convert files, folders, DICOM series and MSD or nnU-Net data sets to one store; run again, it resumes.
 
     `spacing`: "iso1", "median", "keep" or (z, y, x) mm. `modality`: "auto", "ct", "mr", "pet", "other". `labels`: a
-    folder of labels of the same file names. `targets`: CSV of numbers a volume. `subject_key`: file that pseudonyms are made
-    with. `workers`: processes (default: a core each). `scheduler`: a dask scheduler's address; it sees the same paths.
+    folder of labels of the same file names. `targets`: CSV of numbers a volume. `subject_key`: file that pseudonyms
+    are made with. `workers`: processes (default: a core each). `scheduler`: address of a dask scheduler.
     Raises FileNotFoundError and ValueError for what the user named wrongly; scans that cannot be converted are refused.
     """
     arguments = [sources] if isinstance(sources, str | Path) else list(sources)
