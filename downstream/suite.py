@@ -18,7 +18,7 @@ from ssl3d.schema import ConfigError, did_you_mean
 
 SUITES = config.RECIPES / "downstream"
 Transfer = Literal["encoder", "encoder+decoder"]
-Precision = Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "64-true"]
 
 
 @dataclass
@@ -108,7 +108,7 @@ class Suite:
     metrics: list[Literal["dice", "hd95", "assd"]] = field(default_factory=lambda: ["dice", "hd95", "assd"])
     seed: int = 0
     normalise: Literal["auto"] | dict[str, Any] = "auto"
-    precision: Precision = "32-true"
+    precision: Precision = "auto"
     overlap: float = 0.5
     workers: int | Literal["auto"] = "auto"
     threads: int = 1

@@ -29,13 +29,16 @@ EXTRA: dict[str, dict[str, tuple[Any, Any]]] = {
 
 @dataclass
 class RunConfig:
-    """Where and how long. `dir`: the run's folder (the same again resumes); `*_every`: steps, 0 is never."""
+    """Where and how long. `dir`: the run's folder (the same again resumes); `*_every`: steps, 0 is never.
+
+    `precision` auto: bf16-mixed where the processor or GPU has instructions for bfloat16, else 32-true.
+    """
 
     dir: str
     steps: int
     seed: int = 0
     devices: int | Literal["auto"] = "auto"
-    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "bf16-mixed"
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "64-true"] = "auto"
     compile: bool | Literal["auto"] = "auto"
     accumulate: int = 1
     log_every: int = 50

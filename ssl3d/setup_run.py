@@ -30,9 +30,10 @@ from ssl3d.seeding import mix
 from ssl3d.tasks.task import Objective
 
 SEEN_FILE = "seen.parquet"
-# Keys that may differ when a run is resumed: they change neither the samples nor the weights.
+# Keys that may differ when a run is resumed: they change neither samples nor weights, or are paths that may have moved
+# (that the volumes are still the same ones is checked by their fingerprints).
 MAY_CHANGE = (
-    "run.dir", "run.devices", "run.compile", "run.log_every", "run.checkpoint_every", "run.preview_every",
+    "run.dir", "run.devices", "run.log_every", "run.checkpoint_every", "run.preview_every",
     "run.holdout_every", "data.store", "data.workers", "wandb", "model.init", "data.include", "data.exclude",
 )  # fmt: skip
 
@@ -105,10 +106,20 @@ def make_fabric(recipe: Recipe) -> Fabric:
             devices=count,
             num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", os.environ.get("SLURM_NNODES", "1"))),
             strategy="ddp" if count > 1 or launched else "auto",
-            precision=recipe.run.precision,
+            precision=choose_precision(recipe.run.precision),  # type: ignore[arg-type]
         )
         fabric.launch()
     return fabric
+
+
+def choose_precision(wanted: str) -> str:
+    """`auto`: bf16-mixed where there are instructions for bfloat16 (half the time of a step), else 32-true."""
+    if wanted != "auto":
+        return wanted
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    has = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    return "bf16-mixed" if any(f is not None and f() for f in has) else "32-true"
 
 
 def compile_backbone(objective: Objective, recipe: Recipe, device: torch.device) -> None:
@@ -160,6 +171,8 @@ class RunData:
             seed = mix(recipe.run.seed, "holdout")
             holdout = SamplingPlan(stores, spec, seed, include=held_out, exclude=exclude, **common)
         seen = _seen(stores, plan)
+        inherited = _inherited(recipe.model["init"])
+        seen = pd.concat([seen, inherited]).drop_duplicates().sort_values("fingerprint", ignore_index=True)
         digest = hashlib.blake2b("\n".join(seen["fingerprint"]).encode(), digest_size=16).hexdigest()
         spacing = np.median(np.concatenate([s.column("spacing")[plan.rows(i)] for i, s in enumerate(stores)]), axis=0)
         numbers = describe_normalisation(stores, data.normalise)
@@ -201,14 +214,30 @@ class RunData:
 def _seen(stores: list[Store], plan: SamplingPlan) -> pd.DataFrame:
     """Fingerprints, perceptual hashes and subjects of all volumes that may be sampled."""
     names = ("fingerprint", "perceptual_hash", "subject")
-    tables = [pd.DataFrame({n: s.column(n)[plan.rows(i)] for n in names}) for i, s in enumerate(stores)]
-    return pd.concat(tables).drop_duplicates().sort_values("fingerprint", ignore_index=True)
+    return pd.concat([pd.DataFrame({n: s.column(n)[plan.rows(i)] for n in names}) for i, s in enumerate(stores)])
+
+
+def _inherited(init: str | None) -> pd.DataFrame | None:
+    """What the run that this one starts from was trained on: its weights have seen it too."""
+    file = None if init is None else Path(init) / SEEN_FILE
+    return pd.read_parquet(file) if file is not None and file.exists() else None
+
+
+def refuse_other_volumes(folder: Path, seen_digest: str, data: RunData) -> None:
+    """A resumed run goes on with the volumes it was started with. Raises ConfigError when they are others."""
+    if data.seen_digest != seen_digest:
+        raise ConfigError(
+            [f"data.store: the volumes are not those that the run in '{folder}' was started with: bring back the old "
+             "store, data.include and data.exclude, or choose another run.dir"]
+        )  # fmt: skip
 
 
 def write_start(folder: Path, recipe: Recipe, data: RunData, fabric: Fabric) -> None:
     """recipe.yaml, environment.json, seen.parquet and normalisation.json, before the first step."""
     (folder / "recipe.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(recipe.to_dict())), encoding="utf-8")
-    write_json(folder / "environment.json", {**environment(), "world_size": fabric.world_size})
+    write_json(folder / "environment.json", {
+        **environment(), "world_size": fabric.world_size, "precision": choose_precision(recipe.run.precision),
+    })  # fmt: skip
     write_json(folder / "normalisation.json", data.normalisation)
     part = folder / (SEEN_FILE + ".part")
     data.seen.to_parquet(part, index=False)

@@ -82,7 +82,10 @@ def train(recipe: Recipe) -> Path:
         if note and fabric.is_global_zero:
             say(note)
         objective = _objective(recipe)
-        training = _prepare(recipe, fabric, folder, RunData.build(recipe, stores, objective), objective)
+        data = RunData.build(recipe, stores, objective)
+        if previous is not None:
+            setup_run.refuse_other_volumes(folder, previous["seen_digest"], data)
+        training = _prepare(recipe, fabric, folder, data, objective)
         failed = True
         try:
             if previous is not None:

@@ -28,8 +28,15 @@ Decode = Callable[[int, memoryview, int, int, Destination], None]
 blosc.use_threads = False
 
 
+def _check_length(view: memoryview, first: int, end: int) -> None:
+    """blosc trusts the compressed length in its header, so that must not point past the chunk."""
+    if end - first < 16 or int.from_bytes(view[first + 12 : first + 16], "little") != end - first:
+        raise ValueError("its length is not the one in its header")
+
+
 def decode_wrapped(base: int, view: memoryview, first: int, end: int, destination: Destination) -> None:
     """Decode view[first:end] into `destination` by numcodecs. Raises ValueError when it is no whole chunk."""
+    _check_length(view, first, end)
     if int.from_bytes(view[first + 4 : first + 8], "little") != destination.nbytes:
         raise ValueError("its size is not that of a chunk")
     try:
@@ -48,9 +55,7 @@ def _direct() -> Decode | None:
     decompress.restype = ctypes.c_int
 
     def decode(base: int, view: memoryview, first: int, end: int, destination: Destination) -> None:
-        # blosc trusts the compressed length in the header, so this must not point past the chunk.
-        if end - first < 16 or int.from_bytes(view[first + 12 : first + 16], "little") != end - first:
-            raise ValueError("its length is not the one in its header")
+        _check_length(view, first, end)
         if decompress(base + first, destination.address, destination.nbytes, 1) != destination.nbytes:
             raise ValueError("blosc could not decode it")
 

@@ -21,7 +21,11 @@ def auto(store: Store, row: int) -> dict[str, list[float]]:
     numbers: dict[str, list[float]] = {key: [] for key in KEYS}
     for modality, stats in zip(store.cell("modality", row), store.cell("valid_stats", row)):
         if modality == "ct":
-            pooled = store.statistics["ct"]
+            pooled = store.statistics.get("ct")
+            if pooled is None:
+                raise ValueError(
+                    f"store {store.path} has no pooled CT statistics: finish it by running ssl3d convert again"
+                )
             channel = (*CT_WINDOW, pooled["clipped_mean"], pooled["clipped_std"])
         else:
             channel = (stats["low"], stats["high"], stats["clipped_mean"], stats["clipped_std"])

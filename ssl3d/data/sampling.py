@@ -159,8 +159,7 @@ class SamplingPlan:
         rng = numpy_generator(self.seed, "group", g)
         samples, taken = [], set[int]()
         forest = self._all
-        for position in range(self.spec.group):
-            u = rng.random(8).tolist()
+        for position, u in enumerate(rng.random((self.spec.group, 8)).tolist()):
             volume = forest.draw(u)
             tries = 0
             while volume in taken:

@@ -6,7 +6,6 @@ import copy
 import difflib
 import importlib
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -132,7 +131,7 @@ class ResEncUNet(Backbone):
     def check_size(self, size: Sequence[int]) -> None:
         """Raise ValueError when `size` (D,H,W) is no multiple of the stride, or leaves one voxel to normalise."""
         super().check_size(size)
-        if math.prod(n // s for n, s in zip(size, self.total_stride)) == 1:
+        if all(n == s for n, s in zip(size, self.total_stride)):
             raise ValueError(
                 f"input size {tuple(size)}: the coarsest scale would be a single voxel, which instance norm cannot "
                 "normalise; make one axis twice as long"

@@ -153,6 +153,22 @@ def test_another_recipe_is_refused_in_the_same_directory(tiny):
         train(tiny("task.mask_ratio=0.6"))
 
 
+def test_other_volumes_are_refused_in_the_same_directory(tiny, stop_after):
+    stop_after(6)
+    with pytest.raises(Stop):
+        train(tiny())
+    with pytest.raises(ConfigError, match="volumes are not those"):
+        train(tiny('data.exclude=["patient0"]'))
+
+
+def test_what_the_initial_weights_saw_is_seen_too(tiny, tmp_path):
+    first = train(tiny('data.include=["patient0"]', "run.steps=1"))
+    second = train(
+        tiny(f"run.dir={tmp_path / 'second'}", f"model.init={first}", 'data.include=["patient1"]', "run.steps=1")
+    )
+    assert set(pd.read_parquet(second / "seen.parquet")["subject"]) == {"patient0", "patient1"}
+
+
 def test_damaged_last_checkpoint_falls_back(tiny, tmp_path, capsys):
     whole = train(tiny(f"run.dir={tmp_path / 'whole'}"))
     run = train(tiny())
