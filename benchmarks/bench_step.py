@@ -152,7 +152,7 @@ def arguments() -> argparse.Namespace:
     o.block = max(4, o.patch // 8)
     o.batch = o.batch or 2
     o.steps = o.steps or (4 if o.quick else 40 if gpu else 10)
-    o.rounds = 2 if o.quick else o.rounds
+    o.rounds = 1 if o.quick else o.rounds
     return o
 
 

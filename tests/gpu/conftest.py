@@ -13,7 +13,6 @@ from ssl3d.config import Recipe, load
 from ssl3d.data.format import ChannelStats, VolumeAttributes
 from ssl3d.data.write import build_index, create_store, write_volume
 
-
 SMALL = {
     "n_stages": 3, "features_per_stage": [8, 16, 32], "n_blocks_per_stage": [1, 1, 1],
     "n_conv_per_stage_decoder": [1, 1], "kernel_sizes": [[3, 3, 3]] * 3,
