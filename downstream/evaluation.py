@@ -107,7 +107,7 @@ def merge(evaluations: Sequence[Evaluation]) -> Evaluation:
 
 def _require_comparable(first: Evaluation, other: Evaluation) -> None:
     one, two = _flat(_settings(first)), _flat(_settings(other))
-    for key in sorted({*one, *two}):
+    for key in dict.fromkeys([*one, *two]):
         if one.get(key) != two.get(key):
             raise ValueError(
                 f"{first.directory} and {other.directory} cannot be compared: {key} is {_short(one.get(key))} in the "
@@ -120,7 +120,7 @@ def _settings(evaluation: Evaluation) -> dict[str, Any]:
     rows = evaluation.results
     patients = sorted(set(rows.loc[rows["split"] == "test", "patient"]))
     suite = {key: value for key, value in evaluation.suite.items() if key not in ANY_VALUE}
-    return {**suite, "the data set": evaluation.dataset, "the set of test patients": tuple(patients)}
+    return {"the data set": evaluation.dataset, "the set of test patients": tuple(patients), **suite}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
