@@ -10,6 +10,7 @@ CT_AIR = -1000.0  # HU
 _PADDING_CONSTANTS = (-2000, -2048, -3000, -3024, -3071, -4096)  # outside the scan circle, by vendor
 _BELOW_AIR = -1100.0  # HU; a constant below it that fills a share of the volume is padding, noise is no constant
 _PADDING_SHARE = 1e-3
+_SPIKE = 10.0  # times as frequent as the values around it
 _WORDS = {
     "ct": ("ct", "computed tomography", "hu"),
     "pet": ("pet", "pt", "suv"),
@@ -54,7 +55,8 @@ def of_channels(data: np.ndarray, requested: str, stated: Sequence[str | None] |
 def padding(values: np.ndarray, modality: str) -> np.ndarray | None:
     """Voxels outside a CT's scan circle (Z, Y, X) bool, or None when there are none.
 
-    Known padding constants, and any constant below air that fills at least 0.1 % of the volume.
+    Known padding constants, and any constant below air that fills at least 0.1 % of the volume and is ten times as
+    frequent as the values around it: noise below air is neither.
     """
     if modality != "ct":
         return None
@@ -62,10 +64,18 @@ def padding(values: np.ndarray, modality: str) -> np.ndarray | None:
     if not low.any():
         return None
     candidates, counts = np.unique(values[low], return_counts=True)
-    constant = (counts >= _PADDING_SHARE * values.size) | np.isin(candidates, _PADDING_CONSTANTS)
+    spike = counts >= _SPIKE * _typical_around(candidates, counts)
+    constant = (spike & (counts >= _PADDING_SHARE * values.size)) | np.isin(candidates, _PADDING_CONSTANTS)
     if not constant.any():
         return None
     return np.isin(values, candidates[constant]) if constant.sum() > 1 else values == candidates[constant][0]
+
+
+def _typical_around(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Voxels per HU within 5 HU of each of the sorted `values`, itself left out."""
+    cumulative = np.concatenate([[0], np.cumsum(counts)])
+    low, high = np.searchsorted(values, values - 5, "left"), np.searchsorted(values, values + 5, "right")
+    return (cumulative[high] - cumulative[low] - counts) / 10.0
 
 
 def air_value(values: np.ndarray, modality: str) -> float:
