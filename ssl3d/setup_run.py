@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -99,6 +100,7 @@ def make_fabric(recipe: Recipe) -> Fabric:
         count = int(os.environ.get("LOCAL_WORLD_SIZE", count))
     if on_gpu and torch.__version__.startswith("2.9."):
         warnings.warn("torch 2.9 has a slow conv3d under AMP: use 2.8 or 2.10 and later", stacklevel=2)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # environment.json says which precision it is
     with warnings.catch_warnings():  # hints about SLURM's srun and CPU counts are for interactive use
         warnings.filterwarnings("ignore", module="lightning_fabric")
         fabric = Fabric(
