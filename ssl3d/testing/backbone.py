@@ -172,6 +172,14 @@ class BackboneTests:
         assert all(torch.isfinite(f).all() for f in outputs)
         assert backbone.pool([f.bfloat16() for f in outputs[: len(backbone.channels)]]).dtype == torch.float32
 
+    @pytest.mark.slow
+    def test_compiles_as_one_graph(self) -> None:
+        backbone = self.build()
+        x = self.image(backbone)
+        encode = torch.compile(backbone.encode, backend="eager", fullgraph=True)
+        with torch.no_grad():
+            assert _all_equal(encode(x), backbone.encode(x))
+
     def test_a_deep_copy_is_equal_and_independent(self) -> None:
         backbone = self.build()
         twin = copy.deepcopy(backbone)
