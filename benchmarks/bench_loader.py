@@ -110,7 +110,12 @@ def crop_methods(store: Store, folder: Path, size: tuple[int, int, int], crops: 
 def loader_method(store: Store, size: tuple[int, int, int], crops: int) -> Callable[[], object]:
     """A call that takes `crops` crops from our loader. Without workers: those would read ahead beside other methods."""
     batches = iter(RegionLoader(SamplingPlan([store], RegionSpec(size), seed=1), BATCH, workers=0))
-    return lambda: [next(batches) for _ in range(crops // BATCH)]
+
+    def take():
+        for _ in range(crops // BATCH):
+            next(batches)  # let go at once, as a training loop does
+
+    return take
 
 
 def beside_busy_main(store: Store, size: tuple[int, int, int], steps: int) -> list[dict[str, float | str]]:
