@@ -8,6 +8,7 @@ import shutil
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from downstream.context import TEST, Cell, Context
 from downstream.inference import predict, read_image
@@ -78,12 +79,18 @@ def run_finetune(context: Context, cell: Cell) -> None:
         run = train(settings)
     objective = load_objective(run).to(context.device)
     assert isinstance(objective, Segmentation)
+    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(context.suite.precision)
+
+    def network(x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, dtype=half, enabled=half is not None):  # as it was trained
+            return objective.logits(x)
+
     rows = []
     for patient in cell.scored:
         for row in context.rows[patient]:
             image = read_image(context.store, row, context.suite.normalise)
-            window, overlap = measure.patch_size, context.suite.overlap
-            logits = predict(objective.logits, image, window, overlap, context.device)
+            window = measure.window or measure.patch_size
+            logits = predict(network, image, window, context.suite.overlap, context.device)
             probabilities = torch.softmax(logits, dim=0).numpy()
             keep_picture(context, cell, row, probabilities)
             rows += score_case(context, patient, row, probabilities)

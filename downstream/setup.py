@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from downstream.arms import Arm, make_arms
@@ -13,6 +14,7 @@ from downstream.splits import Split, load_split, resolve
 from downstream.suite import Suite, largest_n
 from ssl3d.data.store import Store, open_store
 from ssl3d.schema import did_you_mean
+from ssl3d.setup_run import choose_precision
 
 
 def prepare(runs: Sequence[str | Path], suite: Suite, out: Path) -> tuple[Context, Split, list[Arm], list[str]]:
@@ -28,6 +30,9 @@ def prepare(runs: Sequence[str | Path], suite: Suite, out: Path) -> tuple[Contex
     classes, ignore = label_classes(store, [row for own in rows.values() for row in own], suite.classes)
     split = resolve(load_split(Path(suite.split)), rows, Path(suite.split), Path(suite.store))
     _check_amounts(suite, split)
+    suite = replace(
+        suite, precision=choose_precision(suite.precision)
+    )  # what was used is recorded, and names the cells
     context = Context(suite, out, rows, classes, ignore, store_digest(store))
     test = store.index.iloc[context.rows_of(split.test)]
     warnings = [w for run in sorted(map(str, runs)) for w in check_leak(Path(run), test, suite.allow_leak)]
@@ -101,7 +106,12 @@ def _check_amounts(suite: Suite, split: Split) -> None:
 def _check_arms(suite: Suite, store: Store, context: Context, arms: Sequence[Arm]) -> None:
     """The networks fit the images and the patches."""
     channels = sorted({int(store.cell("channels", row)) for rows in context.rows.values() for row in rows})
-    measures = (("probe", suite.measures.probe), ("finetune", suite.measures.finetune))
+    probe, finetune = suite.measures.probe, suite.measures.finetune
+    sizes = {
+        "measures.probe.patch_size": probe and probe.patch_size,
+        "measures.finetune.patch_size": finetune and finetune.patch_size,
+        "measures.finetune.window": finetune and finetune.window,
+    }
     for arm in arms:
         backbone = arm.backbone(0)
         if channels != [backbone.in_channels]:
@@ -110,9 +120,9 @@ def _check_arms(suite: Suite, store: Store, context: Context, arms: Sequence[Arm
                 f"{arm.run or arm.name} takes {backbone.in_channels} channel(s), the labelled volumes of {suite.store} "
                 f"have {found}: evaluate on a store of as many channels"
             )
-        for name, measure in measures:
-            if measure is not None:
-                try:
-                    backbone.check_size(measure.patch_size)
-                except ValueError as error:
-                    raise ValueError(f"measures.{name}.patch_size: {error}") from None
+        for key, size in sizes.items():
+            try:
+                if size is not None:
+                    backbone.check_size(size)
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from None

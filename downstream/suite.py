@@ -66,7 +66,8 @@ class FinetuneConfig:
     """Supervised training of the whole network from each arm's weights, through the same loop as pre-training.
 
     `transfer`: which part of the pre-trained weights is loaded; the rest, and the head, start fresh and equal in every
-    arm. `labelled_share`: share of patches centred on a class. `augment`: as in a recipe's task, or null.
+    arm. `labelled_share`: share of patches centred on a class. `augment`: as in a recipe's task, or null. `window`:
+    voxels of an inference window (null: patch_size); one that holds a whole small volume saves many overlapping ones.
     """
 
     n_labelled: list[int]
@@ -78,6 +79,7 @@ class FinetuneConfig:
     transfer: Transfer = "encoder"
     labelled_share: float = 0.33
     augment: dict[str, Any] | None = None
+    window: tuple[int, int, int] | None = None
     tune: TuneConfig = field(default_factory=TuneConfig)
 
 
@@ -156,7 +158,12 @@ def load_suite(source: str | Path | Mapping[str, Any], overrides: Sequence[str] 
         faults = _range_faults(completed)
     if faults:
         raise ConfigError(faults)
-    return schema.build(completed, Suite)
+    finetune = completed["measures"]["finetune"] or {}
+    augment = finetune.pop("augment", None)  # stays a mapping: it goes into each fine-tuning's recipe
+    suite: Suite = schema.build(completed, Suite)
+    if suite.measures.finetune is not None:
+        suite.measures.finetune.augment = augment
+    return suite
 
 
 def _listed(values: dict[str, Any], key: str) -> None:

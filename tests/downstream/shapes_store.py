@@ -128,7 +128,14 @@ def suite_values(store: Path, split: Path, **changes) -> dict:
             "probe": {"n_labelled": [1, 2], "seeds": 2, "patch_size": [16, 32, 24], "voxels_per_class": 100},
             "finetune": {
                 "n_labelled": [1, 2], "seeds": 2, "steps": 2, "batch_size": 2, "patch_size": [16, 16, 24],
-                "optim": {"lr": [0.01, 0.001]},
+                "optim": {"lr": [0.01, 0.001]}, "window": [16, 24, 24],
+                "augment": {
+                    "_target_": "ssl3d.augment.Compose",
+                    "transforms": [
+                        {"_target_": "ssl3d.augment.SpatialTransform", "p_rotation": 1.0},
+                        {"_target_": "ssl3d.augment.GaussianNoise"},
+                    ],
+                },
             },
         },
     }  # fmt: skip

@@ -63,6 +63,14 @@ def test_an_augmentation_is_checked_at_every_depth(values):
         load_suite(values)
 
 
+def test_an_augmentation_stays_a_mapping(values):
+    transforms = [{"_target_": "ssl3d.augment.GaussianNoise", "p": 0.3}]
+    values["measures"]["finetune"]["augment"] = {"_target_": "ssl3d.augment.Compose", "transforms": transforms}
+    suite = load_suite(values)
+    assert suite.measures.finetune.augment["transforms"][0]["p"] == 0.3
+    assert load_suite(suite.to_dict()) == suite
+
+
 def test_an_unknown_suite_names_the_nearest(tmp_path):
     with pytest.raises(FileNotFoundError, match="no suite 'hippocampos'; did you mean 'hippocampus'"):
         load_suite("hippocampos")
