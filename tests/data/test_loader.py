@@ -11,7 +11,7 @@ from itertools import islice
 
 import pytest
 import torch
-from conftest import add_volume
+from random_volumes import add_volume
 
 from ssl3d.data.loader import RegionLoader
 from ssl3d.data.sampling import SamplingPlan

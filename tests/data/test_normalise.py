@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import add_volume
+from random_volumes import add_volume
 
 from ssl3d.data import normalise
 from ssl3d.data.store import Store, open_store

@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import SHAPES, add_volume
+from random_volumes import SHAPES, add_volume
 
 from ssl3d.data.sampling import SamplingPlan, split_holdout
 from ssl3d.data.store import open_store

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SHAPES, add_volume, random_image
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from random_volumes import SHAPES, add_volume, random_image
 
 from ssl3d.data import blosc, shard
 from ssl3d.data.store import Store, open_store

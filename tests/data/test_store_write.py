@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import zarr
-from conftest import SHAPES, add_volume, random_image, statistics, volume_attributes
+from random_volumes import SHAPES, add_volume, random_image, statistics, volume_attributes
 
 from ssl3d.data import format as fmt
 from ssl3d.data import objects
