@@ -94,7 +94,7 @@ def _connect(stack: contextlib.ExitStack, workers: int, scheduler: str | None) -
             threads_per_worker=1,  # numpy and scipy in a worker run on one thread: the same bytes every time
             processes=True,
             memory_limit=0,  # a pause or a restart in the middle of a large scan would only lose it
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # any free port: 8787 may be another run's
             silence_logs=logging.CRITICAL,
             preload=["preprocessing.cluster"],
         )

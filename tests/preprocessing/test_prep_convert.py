@@ -278,9 +278,13 @@ def test_users_mistakes_are_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="empty holds no volume"):
         convert(tmp_path / "empty", store)
     for options, named in (
-        ({"spacing": "iso2"}, "iso2"), ({"spacing": "1,0,1"}, "1,0,1"), ({"modality": "us"}, "us"), ({"workers": 0}, "0"),
-        ({"subject_key": store / "key"}, "inside the store"), ({"targets": tmp_path / "no.csv"}, "no.csv"),
-    ):  # fmt: skip
+        ({"spacing": "iso2"}, "iso2"),
+        ({"spacing": "1,0,1"}, "1,0,1"),
+        ({"modality": "us"}, "us"),
+        ({"workers": 0}, "0"),
+        ({"subject_key": store / "key"}, "inside the store"),
+        ({"targets": tmp_path / "no.csv"}, "no.csv"),
+    ):
         with pytest.raises((ValueError, FileNotFoundError), match=named):
             convert(scan, store, **options)
     assert not store.exists()
