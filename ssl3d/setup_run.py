@@ -29,6 +29,7 @@ from ssl3d.environment import environment
 from ssl3d.log import write_json
 from ssl3d.seeding import mix
 from ssl3d.tasks.task import Objective
+from ssl3d.terminal import say
 
 SEEN_FILE = "seen.parquet"
 # Keys that may differ when a run is resumed: they change neither samples nor weights, or are paths that may have moved
@@ -171,7 +172,10 @@ class RunData:
         holdout = None
         if held_out:
             seed = mix(recipe.run.seed, "holdout")
-            holdout = SamplingPlan(stores, spec, seed, include=held_out, exclude=exclude, **common)
+            try:
+                holdout = SamplingPlan(stores, spec, seed, include=held_out, exclude=exclude, **common)
+            except ValueError as error:  # too small or too few for this task: a diagnostic is no reason to stop
+                say(f"no held-out loss will be reported: among the {len(held_out)} held-out subjects, {error}")
         seen = _seen(stores, plan)
         inherited = _inherited(recipe.model["init"])
         seen = pd.concat([seen, inherited]).drop_duplicates().sort_values("fingerprint", ignore_index=True)
