@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from downstream.arms import Arm, make_arms
 from downstream.context import Context, store_digest
 from downstream.guard import check_leak
 from downstream.scoring import grid_warning
 from downstream.splits import Split, load_split, resolve
-from downstream.suite import Suite, largest_n
+from downstream.suite import Precision, Suite, largest_n
 from ssl3d.data.store import Store, open_store
 from ssl3d.schema import did_you_mean
 from ssl3d.setup_run import choose_precision
@@ -30,9 +31,8 @@ def prepare(runs: Sequence[str | Path], suite: Suite, out: Path) -> tuple[Contex
     classes, ignore = label_classes(store, [row for own in rows.values() for row in own], suite.classes)
     split = resolve(load_split(Path(suite.split)), rows, Path(suite.split), Path(suite.store))
     _check_amounts(suite, split)
-    suite = replace(
-        suite, precision=choose_precision(suite.precision)
-    )  # what was used is recorded, and names the cells
+    # "auto" is settled here: what was used is recorded, and names the cells
+    suite = replace(suite, precision=cast(Precision, choose_precision(suite.precision)))
     context = Context(suite, out, rows, classes, ignore, store_digest(store))
     test = store.index.iloc[context.rows_of(split.test)]
     warnings = [w for run in sorted(map(str, runs)) for w in check_leak(Path(run), test, suite.allow_leak)]
@@ -108,9 +108,9 @@ def _check_arms(suite: Suite, store: Store, context: Context, arms: Sequence[Arm
     channels = sorted({int(store.cell("channels", row)) for rows in context.rows.values() for row in rows})
     probe, finetune = suite.measures.probe, suite.measures.finetune
     sizes = {
-        "measures.probe.patch_size": probe and probe.patch_size,
-        "measures.finetune.patch_size": finetune and finetune.patch_size,
-        "measures.finetune.window": finetune and finetune.window,
+        "measures.probe.patch_size": probe.patch_size if probe else None,
+        "measures.finetune.patch_size": finetune.patch_size if finetune else None,
+        "measures.finetune.window": finetune.window if finetune else None,
     }
     for arm in arms:
         backbone = arm.backbone(0)

@@ -52,6 +52,7 @@ def test_surface_distances_equal_brute_force(seed):
     assert surface_distances(r, p, SPACING) == pytest.approx(brute_distances(p, r), abs=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning:monai.*")
 def test_distances_agree_with_monai():
     p, r = blobs(3), blobs(4)
     tensors = [torch.from_numpy(np.stack([~m, m]))[None] for m in (p, r)]

@@ -68,7 +68,7 @@ def test_a_batch_without_known_voxels_costs_nothing():
     logits = torch.randn(1, 3, *SHAPE, requires_grad=True)
     dice, cross_entropy = dice_ce(logits, torch.ones(1, *SHAPE, dtype=torch.long), torch.zeros(1, *SHAPE) > 0)
     (dice + cross_entropy).backward()
-    assert float(dice) == float(cross_entropy) == 0 and not logits.grad.any()
+    assert dice.item() == cross_entropy.item() == 0 and not logits.grad.any()
 
 
 def test_ignored_and_invalid_voxels_have_no_gradient():
