@@ -29,21 +29,25 @@ from ssl3d.train import train
 SEED = 0
 COPY_BYTES = 256 << 20  # a data set up to this size is copied to OUT/raw, a larger one is linked
 MIN_VALIDATION, MIN_TEST, MIN_POOL = 2, 10, 6  # patients
-VALIDATION_SHARE, TEST_SHARE = 0.14, 0.3
+VALIDATION_SHARE = 0.14  # of the patients
 STARTED_FILE = "quickstart.json"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs between the synthetic anatomy and real data: `recipe` to pre-train, `suite` to judge by."""
+    """What differs between the synthetic anatomy and real data: `recipe` to pre-train, `suite` to judge by.
+
+    `test_share` of the patients is for testing; `patients`: how many synthetic ones are drawn.
+    """
 
     recipe: str
     suite: str
-    patients: int = 0  # synthetic ones
+    test_share: float
+    patients: int = 0
 
 
-PHANTOM = Variant("quickstart/phantom", "quickstart_phantom", patients=72)
-REAL = Variant("quickstart/msd", "quickstart_msd")
+PHANTOM = Variant("quickstart/phantom", "quickstart_phantom", test_share=0.2, patients=60)
+REAL = Variant("quickstart/msd", "quickstart_msd", test_share=0.3)
 
 
 def quickstart(out: Path | str, data: Path | str | None = None) -> Path:
@@ -66,7 +70,7 @@ def quickstart(out: Path | str, data: Path | str | None = None) -> Path:
     say(f"2 of 6: converting {raw} to {out / 'labelled.zarr'} and the pool's images to {out / 'store.zarr'}")
     targets = raw / TARGETS_FILE
     convert([raw], out / "labelled.zarr", targets=targets if targets.exists() else None)
-    split = _split(out)
+    split = _split(out, variant.test_share)
     convert([_pool(out, raw, split)], out / "store.zarr")
 
     say(f"3 of 6: pre-training on the pool's {len(split.pool)} patients, without labels")
@@ -143,7 +147,7 @@ def _files(data: Path) -> list[Path]:
     return found
 
 
-def _split(out: Path) -> Split:
+def _split(out: Path, test_share: float) -> Split:
     """OUT/split.json: drawn once, by patient, from those whose labelled scans were converted."""
     path = out / "split.json"
     if path.exists():
@@ -157,7 +161,7 @@ def _split(out: Path) -> Split:
             f"({MIN_POOL} to learn from, {MIN_VALIDATION} to validate, {MIN_TEST} to test): give a larger data set"
         )
     validation = max(MIN_VALIDATION, round(VALIDATION_SHARE * len(patients)))
-    test = max(MIN_TEST, round(TEST_SHARE * len(patients)))
+    test = max(MIN_TEST, round(test_share * len(patients)))
     split = draw_split(patients, validation, test, SEED)
     split.save(path)
     return split
