@@ -14,8 +14,8 @@ from downstream.scoring import grid_warning
 from downstream.splits import Split, load_split, resolve
 from downstream.suite import Precision, Suite, largest_n
 from ssl3d.data.store import Store, open_store
+from ssl3d.precision import choose_precision
 from ssl3d.schema import did_you_mean
-from ssl3d.setup_run import choose_precision
 
 
 def prepare(runs: Sequence[str | Path], suite: Suite, out: Path) -> tuple[Context, Split, list[Arm], list[str]]:

@@ -89,7 +89,7 @@ def refuse_other_recipe(folder: Path, before: Mapping[str, Any], recipe: Recipe)
             )  # fmt: skip
 
 
-def make_fabric(recipe: Recipe) -> Fabric:
+def make_fabric(recipe: Recipe, precision: str) -> Fabric:
     """Fabric on the GPUs there are, else on the CPU; DDP as soon as there is more than one device."""
     on_gpu = torch.cuda.is_available()
     devices = recipe.run.devices
@@ -109,20 +109,10 @@ def make_fabric(recipe: Recipe) -> Fabric:
             devices=count,
             num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", os.environ.get("SLURM_NNODES", "1"))),
             strategy="ddp" if count > 1 or launched else "auto",
-            precision=choose_precision(recipe.run.precision),  # type: ignore[arg-type]
+            precision=precision,  # type: ignore[arg-type]
         )
         fabric.launch()
     return fabric
-
-
-def choose_precision(wanted: str) -> str:
-    """`auto`: bf16-mixed where there are instructions for bfloat16 (half the time of a step), else 32-true."""
-    if wanted != "auto":
-        return wanted
-    if torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    has = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
-    return "bf16-mixed" if any(f is not None and f() for f in has) else "32-true"
 
 
 def compile_backbone(objective: Objective, recipe: Recipe, device: torch.device) -> None:
@@ -242,7 +232,7 @@ def write_start(folder: Path, recipe: Recipe, data: RunData, fabric: Fabric) -> 
     """recipe.yaml, environment.json, seen.parquet and normalisation.json, before the first step."""
     (folder / "recipe.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(recipe.to_dict())), encoding="utf-8")
     write_json(folder / "environment.json", {
-        **environment(), "world_size": fabric.world_size, "precision": choose_precision(recipe.run.precision),
+        **environment(), "world_size": fabric.world_size, "precision": fabric.strategy.precision.precision,
     })  # fmt: skip
     write_json(folder / "normalisation.json", data.normalisation)
     part = folder / (SEEN_FILE + ".part")

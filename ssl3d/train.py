@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ssl3d import checkpoint, config, optim, setup_run
 from ssl3d.config import ConfigError, Recipe
 from ssl3d.log import METRICS_FILE, MetricLog, Wandb, save_preview
+from ssl3d.precision import choose_precision
 from ssl3d.regions import RegionBatch
 from ssl3d.seeding import mix
 from ssl3d.setup_run import RunData
@@ -72,7 +73,8 @@ def train(recipe: Recipe) -> Path:
     """
     folder = setup_run.run_folder(recipe)
     stores = setup_run.open_stores(recipe)  # a missing store is named before anything heavy is built
-    fabric = setup_run.make_fabric(recipe)
+    objective = _objective(recipe)
+    fabric = setup_run.make_fabric(recipe, choose_precision(recipe.run.precision, objective))
     with setup_run.claim(folder, fabric.is_global_zero):
         previous, note = checkpoint.latest(folder)
         if previous is not None:
@@ -81,7 +83,6 @@ def train(recipe: Recipe) -> Path:
                 return folder
         if note and fabric.is_global_zero:
             say(note)
-        objective = _objective(recipe)
         data = RunData.build(recipe, stores, objective)
         if previous is not None:
             setup_run.refuse_other_volumes(folder, previous["seen_digest"], data)
