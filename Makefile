@@ -20,7 +20,7 @@ quickstart: $(STAMP) ## the whole pipeline on synthetic anatomy, minutes on a la
 install: $(STAMP) ## make .venv with what constraints.txt pins
 
 test: $(STAMP) ## unit tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses 8
 
 slow: $(STAMP) ## pipelines and real data (SSL3D_DATA, default ../shared/data; skipped where it is missing)
 	@$(BIN)/python -m pytest -m slow --durations=20

@@ -1,4 +1,4 @@
-"""Fixtures every test may use: where the real data lie, one thread, no network."""
+"""Fixtures every test may use: where the real data lie, one thread a process."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("MPLBACKEND", "Agg")
+torch.set_num_threads(1)  # tests run in as many processes as there are cores; two threads each would only wait
 DATA = Path(os.environ.get("SSL3D_DATA", Path(__file__).resolve().parent.parent.parent / "shared" / "data"))
 
 
