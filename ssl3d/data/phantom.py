@@ -22,7 +22,7 @@ from ssl3d.seeding import mix, numpy_generator
 CLASSES = {0: "background", 1: "sheet organ", 2: "fibre organ"}
 TARGETS_FILE = "targets.csv"
 FIELD_OF_VIEW_MM = 50.0
-SPACINGS_MM = ((1.0, 1.0, 1.0), (1.1, 1.1, 1.1), (1.0, 1.0, 1.4), (0.9, 0.9, 1.5), (1.2, 1.0, 1.2))
+SPACINGS_MM = ((1.0, 1.0, 1.0), (1.1, 1.1, 1.1), (1.0, 1.0, 1.3), (0.9, 0.9, 1.3), (1.2, 1.0, 1.2))
 CONTRASTS = ("linear", "inverted", "gamma", "s-curve", "folded")
 
 
@@ -80,7 +80,7 @@ def scan(anatomy: Anatomy, rng: np.random.Generator) -> Scan:
 
     value, label, inside = anatomy.paint(points)
     signal = _contrast(value, CONTRASTS[rng.integers(len(CONTRASTS))], rng)
-    signal = np.where(inside, np.maximum(6 + signal, 0.2) * _bias_field(points, rng), 0)
+    signal = np.where(inside, np.maximum(3 + signal, 0.2) * _bias_field(points, rng), 0)
     real, imaginary = rng.normal(0, rng.uniform(0.1, 0.2), (2, len(points)))
     signal = np.hypot(signal + real, imaginary)  # Rician, as in magnitude MRI
     signal *= 10 ** rng.uniform(1.5, 3)

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-TISSUE_BAND_MM = (8.0, 11.0)  # wavelengths
-SHEET_BAND_MM = (5.0, 7.0)
-FINE_BAND_MM = (3.4, 4.4)
+COMMON_BAND_MM = (10.0, 20.0)  # wavelengths of the field that all tissues share
+TISSUE_BAND_MM = (9.0, 12.0)
+SHEET_BAND_MM = (4.8, 6.2)
+FINE_BAND_MM = (3.2, 4.0)
 WAVES = 40  # enough for values that are close to normal
 
 
@@ -112,6 +113,7 @@ class Anatomy:
     """
 
     body: Ellipsoid
+    common: Texture
     tissue: Texture
     parts: list[Part] = field(default_factory=list)
     lesion_extent: float = 0.0
@@ -133,7 +135,9 @@ class Anatomy:
                 value[here] = part.texture(within[here]) + part.shift
                 label[here] = part.label
         values, labels = np.zeros(len(points)), np.zeros(len(points), np.uint8)
-        values[inside], labels[inside] = value, label
+        field = self.common(within)
+        values[inside] = np.where(owner < 0, field, (value + field) / np.sqrt(2))
+        labels[inside] = label
         return values, labels, inside
 
 
@@ -156,10 +160,10 @@ def _pair(rng: np.random.Generator, body: Ellipsoid) -> tuple[Ellipsoid, Ellipso
     inner = body.grown(-1.0)
     for _ in range(10_000):
         centre = body.centre + rng.uniform(-0.7, 0.7, 3) * body.radii
-        first = Ellipsoid(centre, rng.uniform((9, 6.5, 6), (12, 8, 7)), random_rotation(rng))
+        first = Ellipsoid(centre, rng.uniform((9.5, 7, 6.5), (12, 8.5, 7.5)), random_rotation(rng))
         if not inner.contains(first.surface()).all():
             continue
-        radii = rng.uniform((7.5, 6.5, 6), (10, 8, 7))
+        radii = rng.uniform((8, 7, 6.5), (10, 8.5, 7.5))
         touch = first.surface()[rng.integers(64)]
         outward = (touch - first.centre) / np.linalg.norm(touch - first.centre)
         second = Ellipsoid(touch + outward * radii.mean() * 0.8, radii, random_rotation(rng))
@@ -171,7 +175,7 @@ def _pair(rng: np.random.Generator, body: Ellipsoid) -> tuple[Ellipsoid, Ellipso
 def draw_anatomy(rng: np.random.Generator, lesion: bool) -> Anatomy:
     """A patient's anatomy around the origin, in a body of about 46 x 42 x 44 mm."""
     body = Ellipsoid(np.zeros(3), rng.uniform((21, 19, 20), (24, 22, 23)), np.eye(3))
-    anatomy = Anatomy(body, Texture.draw(rng, "grain", TISSUE_BAND_MM))
+    anatomy = Anatomy(body, Texture.draw(rng, "grain", COMMON_BAND_MM), Texture.draw(rng, "grain", TISSUE_BAND_MM))
     first, second = _pair(rng, body)
     taken = [first, second]
     under: list[Part] = []
@@ -185,7 +189,7 @@ def draw_anatomy(rng: np.random.Generator, lesion: bool) -> Anatomy:
             taken.append(blob)
             under.append(
                 Part(
-                    "distractor", blob, Texture.draw(rng, "grain", TISSUE_BAND_MM), shift=float(rng.choice([-1.5, 1.5]))
+                    "distractor", blob, Texture.draw(rng, "grain", TISSUE_BAND_MM), shift=float(rng.choice([-2.0, 2.0]))
                 )
             )
     if lesion:

@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from ssl3d.data.phantom import CLASSES, write_phantom
-from ssl3d.data.phantom_shapes import ORGAN_BAND_MM, TISSUE_BAND_MM, Texture, draw_anatomy
+from ssl3d.data.phantom_shapes import FINE_BAND_MM, SHEET_BAND_MM, TISSUE_BAND_MM, Texture, draw_anatomy
 from ssl3d.seeding import numpy_generator
 
 
@@ -87,10 +87,10 @@ def test_textures_share_their_histogram_and_arrangements_their_spectrum() -> Non
     """Standard normal values for every kind and band; within a band, an isotropic filter leaves the same variance."""
     axis = np.arange(32, dtype=float)
     points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
-    for band in (TISSUE_BAND_MM, ORGAN_BAND_MM):
+    for band in (TISSUE_BAND_MM, SHEET_BAND_MM, FINE_BAND_MM):
         left = []
         for kind in ("grain", "sheets", "fibres"):
-            fields = [Texture.draw(numpy_generator(k, kind), kind, band)(points).reshape(32, 32, 32) for k in range(8)]
+            fields = [Texture.draw(numpy_generator(k, kind), kind, band)(points).reshape(32, 32, 32) for k in range(24)]
             values = np.concatenate([field.ravel() for field in fields])
             assert abs(values.mean()) < 0.05 and abs(values.std() - 1) < 0.05
             assert abs((values**4).mean() - 3) < 0.6  # kurtosis of a normal: no histogram gives the kind away
