@@ -36,7 +36,7 @@ class Scan:
 
 
 def _contrast(value: Array, kind: str, rng: np.random.Generator) -> Array:
-    """Texture values (standard normal) -> tissue signal; "folded" is not monotone. Mean and spread differ by scan."""
+    """Texture values (standard normal) -> tissue signal of mean near 0 and spread near 1; "folded" is not monotone."""
     if kind == "linear":
         return value
     if kind == "inverted":

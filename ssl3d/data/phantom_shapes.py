@@ -1,9 +1,10 @@
 """Shapes and textures of the synthetic anatomy, in millimetres: what a phantom is before any scanner sees it.
 
 Everything is a function of world position, so that a scan may lie on any oblique, anisotropic grid without resampling.
-A texture is a sum of plane waves whose wave numbers fill one band. Textures differ in the band and in the directions of
-the waves; the values of each are standard normal. So the intensity of a voxel says nothing about its tissue, the mean
-of its neighbourhood next to nothing, its place little: what tells is how neighbouring voxels are arranged.
+A texture is a sum of plane waves whose wave numbers fill one band. The body is coarse grain; a textured part keeps half
+the variance of that grain and has the other half from waves of its own, shorter and with directions of their own. All
+values are standard normal. So the intensity of a voxel says nothing about its tissue, the mean of its neighbourhood
+next to nothing, its place little: what tells is how neighbouring voxels are arranged.
 """
 
 from __future__ import annotations
@@ -15,10 +16,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-COMMON_BAND_MM = (10.0, 20.0)  # wavelengths of the field that all tissues share
-TISSUE_BAND_MM = (9.0, 12.0)
-SHEET_BAND_MM = (4.8, 6.2)
-FINE_BAND_MM = (3.2, 4.0)
+TISSUE_BAND_MM = (10.0, 20.0)  # wavelengths
+ORGAN_BANDS_MM = {"sheets": (4.8, 6.2), "fibres": (3.2, 4.0)}  # by kind of texture
+LESION_BAND_MM = (3.2, 4.0)
 WAVES = 40  # enough for values that are close to normal
 
 
@@ -94,26 +94,25 @@ class Texture:
 
 @dataclass
 class Part:
-    """A region of one texture: `label` 0 is unlabelled; `shift` moves its mean, in texture standard deviations."""
+    """A region: `texture` None is the body's tissue; `label` 0 is unlabelled; `shift` moves the mean, in deviations."""
 
     name: str
     shape: Ellipsoid
-    texture: Texture
+    texture: Texture | None
     label: int = 0
     shift: float = 0.0
 
 
 @dataclass
 class Anatomy:
-    """A patient: a body filled with grain, and parts painted over it in order (later ones win).
+    """A patient: a body of coarse grain, and parts painted over it in order (later ones win).
 
     Labels: 1 `sheet organ` and 2 `fibre organ`, which touch each other. Context decides too: a `decoy` has the texture
-    of one of them but lies alone, and is background. `distractors` are grain of another mean, so that a mean says
-    nothing. The pathology is grain of a finer band in a share `lesion_extent` of the body, at the same mean.
+    of one of them but lies alone, and is background. `distractors` are tissue of another mean, so that a mean says
+    nothing. The pathology is fine grain in a share `lesion_extent` of the body, at the same mean.
     """
 
     body: Ellipsoid
-    common: Texture
     tissue: Texture
     parts: list[Part] = field(default_factory=list)
     lesion_extent: float = 0.0
@@ -125,19 +124,15 @@ class Anatomy:
         owner = np.full(len(within), -1)
         for k, part in enumerate(self.parts):
             owner[part.shape.contains(within)] = k
-        value, label = np.empty(len(within)), np.zeros(len(within), np.uint8)
-        for k in np.unique(owner):
+        value, label = self.tissue(within), np.zeros(len(within), np.uint8)
+        for k, part in enumerate(self.parts):
             here = owner == k
-            if k < 0:
-                value[here] = self.tissue(within[here])
-            else:
-                part = self.parts[k]
-                value[here] = part.texture(within[here]) + part.shift
-                label[here] = part.label
+            if part.texture is not None:
+                value[here] = (value[here] + part.texture(within[here])) / np.sqrt(2)
+            value[here] += part.shift
+            label[here] = part.label
         values, labels = np.zeros(len(points)), np.zeros(len(points), np.uint8)
-        field = self.common(within)
-        values[inside] = np.where(owner < 0, field, (value + field) / np.sqrt(2))
-        labels[inside] = label
+        values[inside], labels[inside] = value, label
         return values, labels, inside
 
 
@@ -172,34 +167,33 @@ def _pair(rng: np.random.Generator, body: Ellipsoid) -> tuple[Ellipsoid, Ellipso
     raise RuntimeError("no place was found for two organs in a body of these radii")
 
 
+def _organ_texture(rng: np.random.Generator, kind: str) -> Texture:
+    return Texture.draw(rng, kind, ORGAN_BANDS_MM[kind])
+
+
 def draw_anatomy(rng: np.random.Generator, lesion: bool) -> Anatomy:
     """A patient's anatomy around the origin, in a body of about 46 x 42 x 44 mm."""
     body = Ellipsoid(np.zeros(3), rng.uniform((21, 19, 20), (24, 22, 23)), np.eye(3))
-    anatomy = Anatomy(body, Texture.draw(rng, "grain", COMMON_BAND_MM), Texture.draw(rng, "grain", TISSUE_BAND_MM))
+    anatomy = Anatomy(body, Texture.draw(rng, "grain", TISSUE_BAND_MM))
     first, second = _pair(rng, body)
     taken = [first, second]
     under: list[Part] = []
     decoy = _place(rng, body, rng.uniform(4.5, 6, 3), taken, 2.0)
     if decoy is not None:
         taken.append(decoy)
-        under.append(Part("decoy", decoy, Texture.draw(rng, str(rng.choice(["sheets", "fibres"])), FINE_BAND_MM)))
+        under.append(Part("decoy", decoy, _organ_texture(rng, str(rng.choice(["sheets", "fibres"])))))
     for _ in range(rng.integers(1, 4)):
         blob = _place(rng, body, rng.uniform(3, 5, 3), taken, 0.0)
         if blob is not None:
             taken.append(blob)
-            under.append(
-                Part(
-                    "distractor", blob, Texture.draw(rng, "grain", TISSUE_BAND_MM), shift=float(rng.choice([-2.0, 2.0]))
-                )
-            )
+            under.append(Part("distractor", blob, None, shift=float(rng.choice([-1.5, 1.5]))))
     if lesion:
         centre = body.centre + rng.uniform(-0.6, 0.6, 3) * body.radii
         shape = Ellipsoid(centre, rng.uniform(7, 14, 3), random_rotation(rng))
-        anatomy.parts.append(Part("lesion", shape, Texture.draw(rng, "grain", FINE_BAND_MM)))
+        anatomy.parts.append(Part("lesion", shape, Texture.draw(rng, "grain", LESION_BAND_MM)))
     anatomy.parts += under
-    organs = [Part("sheet organ", first, Texture.draw(rng, "sheets", SHEET_BAND_MM), 1)]
-    organs.append(Part("fibre organ", second, Texture.draw(rng, "fibres", FINE_BAND_MM), 2))
-    anatomy.parts += organs
+    anatomy.parts.append(Part("sheet organ", first, _organ_texture(rng, "sheets"), 1))
+    anatomy.parts.append(Part("fibre organ", second, _organ_texture(rng, "fibres"), 2))
     anatomy.lesion_extent = _extent(anatomy)
     return anatomy
 
