@@ -15,6 +15,8 @@ from typing import Any, Literal, TypeVar
 import torch
 from threadpoolctl import threadpool_limits
 
+from ssl3d.memory import keep_freed_memory
+
 Job = TypeVar("Job")
 
 
@@ -89,6 +91,7 @@ def _start(function: Callable[[Any, Any], None], shared: Any, threads: int, numb
         with number.get_lock():
             os.environ["CUDA_VISIBLE_DEVICES"] = _visible(number.value % gpus)
             number.value += 1
+    keep_freed_memory()  # a third of the time of a probe went into page faults
     torch.set_num_threads(threads)
     _state.update(function=function, shared=shared, limits=threadpool_limits(threads))
 

@@ -27,6 +27,7 @@ from ssl3d.data.sampling import SamplingPlan, split_holdout
 from ssl3d.data.store import Store, open_store
 from ssl3d.environment import environment
 from ssl3d.log import write_json
+from ssl3d.memory import keep_freed_memory
 from ssl3d.seeding import mix
 from ssl3d.tasks.task import Objective
 from ssl3d.terminal import say
@@ -101,6 +102,8 @@ def make_fabric(recipe: Recipe, precision: str) -> Fabric:
         count = int(os.environ.get("LOCAL_WORLD_SIZE", count))
     if on_gpu and torch.__version__.startswith("2.9."):
         warnings.warn("torch 2.9 has a slow conv3d under AMP: use 2.8 or 2.10 and later", stacklevel=2)
+    if not on_gpu:
+        keep_freed_memory()
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # environment.json says which precision it is
     with warnings.catch_warnings():  # hints about SLURM's srun and CPU counts are for interactive use
         warnings.filterwarnings("ignore", module="lightning_fabric")
