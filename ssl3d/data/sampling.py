@@ -226,7 +226,8 @@ class SamplingPlan:
                 f"no {what} of {names} is left to sample ({len(self._shape)} in all): "
                 "loosen data.include, data.exclude or data.holdout, or set data.few_slices=true"
             )
-        largest = np.array(self._shape)[eligible].max(axis=0)
+        # of all volumes, not of the eligible ones: one labelled patient smaller than the patch is padded, not refused
+        largest = np.array(self._shape).max(axis=0)
         if any(size > n for size, n in zip(patch_size, largest)):
             raise ValueError(
                 f"patch size {list(patch_size)} does not fit: on some axis every volume of {names} is smaller; "

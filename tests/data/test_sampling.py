@@ -176,3 +176,13 @@ def test_holdout_is_a_share_of_subjects(tmp_path):
     for wrong in (-0.1, 1.0, 0.99):
         with pytest.raises(ValueError, match=r"data\.holdout"):
             split_holdout([store], wrong, 0)
+
+
+def test_a_small_volume_chosen_alone_is_padded_not_refused(make_store):
+    store = open_store(make_store())
+    shapes = [tuple(shape) for shape in store.column("shape").tolist()]
+    smallest = min(range(len(shapes)), key=lambda row: shapes[row][0])
+    size = (max(shape[0] for shape in shapes), 8, 8)
+    plan = SamplingPlan([store], RegionSpec(size), 0, include={store.cell("subject", smallest)})
+    assert plan.sample(0).row == smallest
+    assert plan.sample(0).start[0] == -((size[0] - shapes[smallest][0]) // 2)
