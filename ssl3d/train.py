@@ -188,13 +188,13 @@ def _loop(training: Training) -> None:
             watch.start()
             lr = optim.set_step(training.optimizer, training.step, run.steps, recipe.optim)
             torch.manual_seed(mix(run.seed, "step", training.step, training.fabric.global_rank))
-            norm = _step(training, batches, watch, finite)
+            _step(training, batches, watch, finite)
             training.step += 1
             watch.stop()
             last = training.step == run.steps
             if every(training.step, run.log_every) or last:
                 finite.check()
-                loss = _write_metrics(training, lr, norm, watch)
+                loss = _write_metrics(training, lr, watch)
                 bar.update(training.step, f"loss {loss:.4g}")
             _observe(training, last)
             if every(training.step, run.checkpoint_every) or last:
@@ -202,8 +202,8 @@ def _loop(training: Training) -> None:
                 _save(training)
 
 
-def _step(training: Training, batches: Iterator[RegionBatch], watch: _Watch, finite: _FiniteCheck) -> Tensor | None:
-    """One optimiser step over `accumulate` micro-batches; returns the gradient norm when it is clipped."""
+def _step(training: Training, batches: Iterator[RegionBatch], watch: _Watch, finite: _FiniteCheck) -> None:
+    """One optimiser step over `accumulate` micro-batches."""
     recipe, fabric = training.recipe, training.fabric
     for micro in range(recipe.run.accumulate):
         batch = _to_device(watch.wait(batches), fabric, recipe)
@@ -214,7 +214,6 @@ def _step(training: Training, batches: Iterator[RegionBatch], watch: _Watch, fin
             fabric.backward(outputs["loss"] / recipe.run.accumulate)
         training.metrics.add(outputs)
     optim.drop_frozen_gradients(training.optimizer, training.step)
-    norm = None
     if recipe.optim.clip_norm is not None:
         norm = fabric.clip_gradients(
             training.module, training.optimizer, max_norm=recipe.optim.clip_norm, error_if_nonfinite=False
@@ -228,7 +227,6 @@ def _step(training: Training, batches: Iterator[RegionBatch], watch: _Watch, fin
     training.objective.after_step(training.step, recipe.run.steps)
     if training.average is not None:
         training.average.update(training.objective)
-    return norm
 
 
 def _to_device(batch: RegionBatch, fabric: Fabric, recipe: Recipe) -> RegionBatch:
@@ -238,7 +236,7 @@ def _to_device(batch: RegionBatch, fabric: Fabric, recipe: Recipe) -> RegionBatc
     return batch
 
 
-def _write_metrics(training: Training, lr: float, norm: Tensor | None, watch: _Watch) -> float:
+def _write_metrics(training: Training, lr: float, watch: _Watch) -> float:
     fabric = training.fabric
     means = training.metrics.means()
     if fabric.world_size > 1:
