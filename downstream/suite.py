@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from ssl3d import config, schema
 from ssl3d.augment import Compose
-from ssl3d.schema import ConfigError, did_you_mean
+from ssl3d.schema import ConfigError
 
 SUITES = config.RECIPES / "downstream"
 Transfer = Literal["encoder", "encoder+decoder"]
@@ -131,25 +131,9 @@ def seeds(value: int | list[int]) -> list[int]:
     return list(range(value)) if isinstance(value, int) else list(value)
 
 
-def names(folder: Path = SUITES) -> list[str]:
-    """Names of the shipped suites, without .yaml."""
-    return [p.relative_to(folder).with_suffix("").as_posix() for p in sorted(folder.rglob("*.yaml"))]
-
-
-def find(name: str, folder: Path = SUITES) -> Path:
-    """The YAML file of a suite: a path, or a name below `folder`. Raises FileNotFoundError with the nearest names."""
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml") and path.is_file():
-        return path
-    inside = folder / (name if path.suffix == ".yaml" else f"{name}.yaml")
-    if not path.is_absolute() and inside.is_file():
-        return inside
-    raise FileNotFoundError(f"there is no suite '{name}'{did_you_mean(name, names(folder))}")
-
-
 def load_suite(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Suite:
     """Read, override and check a suite. Raises ConfigError (one sentence a fault) or FileNotFoundError."""
-    values = config.read(source if isinstance(source, Mapping) else find(str(source)))
+    values = config.read(source if isinstance(source, Mapping) else config.find(str(source), SUITES, "suite"))
     values = config.override(values, overrides)
     _listed(values, "measures.finetune.optim.lr")
     completed, faults = schema.check_fields(values, schema.parameters(Suite), "")

@@ -164,8 +164,8 @@ def _range_faults(values: Mapping[str, Any]) -> list[str]:
     return faults
 
 
-def find(name: str, folder: Path = RECIPES) -> Path:
-    """The YAML file of a recipe: a path, or a name below `folder` with or without .yaml.
+def find(name: str, folder: Path = RECIPES, kind: str = "recipe") -> Path:
+    """The YAML file of a recipe or suite: a path, or a name below `folder` with or without .yaml.
 
     Raises FileNotFoundError with the nearest names.
     """
@@ -177,11 +177,12 @@ def find(name: str, folder: Path = RECIPES) -> Path:
         return inside
     known = names(folder)
     hint = did_you_mean(name, known) if path.parent == Path() else ""
-    raise FileNotFoundError(f"there is no recipe '{name}'{hint or ': no such file'} (ssl3d recipes lists them)")
+    there = "ssl3d recipes lists them" if kind == "recipe" else f"shipped are {', '.join(known)}"
+    raise FileNotFoundError(f"there is no {kind} '{name}'{hint or ': no such file'} ({there})")
 
 
 def names(folder: Path = RECIPES) -> list[str]:
-    """Names of the shipped training recipes, without .yaml."""
+    """Names of the YAML files below `folder`, without .yaml; of the recipes, those that `ssl3d train` takes."""
     found = (p.relative_to(folder).with_suffix("").as_posix() for p in sorted(folder.rglob("*.yaml")))
     return [n for n in found if n.split("/")[0] not in ("downstream", "sweeps")]
 

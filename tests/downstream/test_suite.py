@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from shapes_store import suite_values
 
-from downstream.suite import SUITES, largest_n, load_suite, names, seeds
+from downstream.suite import SUITES, largest_n, load_suite, seeds
+from ssl3d.config import names
 from ssl3d.schema import ConfigError
 
 
