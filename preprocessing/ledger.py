@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from preprocessing.sources import Source
+from preprocessing.source import Source
 
 LEDGER_FILE = "conversion.json"
 _SAMPLE = 1 << 16  # bytes read from each end of a file

@@ -16,7 +16,8 @@ from preprocessing.ledger import Entry, Ledger, content_digest, made_with
 from preprocessing.plan import attach_labels, attach_targets, find_sources, median_spacing, parse_spacing
 from preprocessing.progress import Reporter
 from preprocessing.refusal import Refusal
-from preprocessing.sources import Source, assign_unique_ids
+from preprocessing.source import Source
+from preprocessing.sources import assign_unique_ids
 from preprocessing.subjects import load_key
 from preprocessing.work import Outcome, Settings, convert_source
 from ssl3d.data import format as fmt

@@ -13,7 +13,8 @@ from preprocessing import datasets, readers
 from preprocessing.geometry import canonical_grid, spacing_of
 from preprocessing.readers import dicom, split_extension
 from preprocessing.refusal import Refusal
-from preprocessing.sources import Discovery, Source
+from preprocessing.source import Source
+from preprocessing.sources import Discovery
 from preprocessing.volume import Spacing
 
 SPACINGS = ("iso1", "median", "keep")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from preprocessing import datasets, readers
+from preprocessing import datasets, readers, series
 from preprocessing.modality import from_name
 from preprocessing.readers import dicom, split_extension
 from preprocessing.refusal import Refusal
-from preprocessing.subjects import Patients, digits
+from preprocessing.source import Source, as_typed, clean_id, relative_name
+from preprocessing.subjects import Patients
 from ssl3d.data.subjects import hash_subject
 
 FORMATS = "NIfTI, DICOM, NRRD, MetaImage and MGH files are read"
@@ -25,43 +25,6 @@ _NO_IMAGES = frozenset(
     )
     for extension in line.split()
 )
-
-
-@dataclass
-class Source:
-    """One thing to convert: a file, the channels of a case, or a DICOM series; one volume, or one a time frame.
-
-    `name`: for refused.csv, relative, without identifiers; `shown`: as the user typed it; `public`: the `source`
-    attribute of the volumes. `channels`: the files (or the frames of the one file) are channels of one volume.
-    `raw_subject`: what targets and split files may call the subject; it is not written to the store.
-    `problem`: why it cannot be converted, known already.
-    """
-
-    id: str
-    name: str
-    shown: str
-    public: str
-    paths: list[Path]
-    subject: str
-    session: str
-    folder: str
-    raw_subject: str = ""
-    series: bool = False
-    channels: bool = False
-    frames: int = 1
-    modality: list[str | None] | None = None
-    label: Path | None = None
-    classes: dict[int, str] = field(default_factory=dict)
-    ignore: int | None = None
-    targets: dict[str, float] = field(default_factory=dict)
-    named: bool = False
-    problem: Refusal | None = None
-
-    def volume_ids(self) -> list[str]:
-        """Ids of the volumes it becomes."""
-        if self.frames == 1:
-            return [self.id]
-        return [f"{self.id}_t{frame:04d}" for frame in range(self.frames)]
 
 
 @dataclass
@@ -90,7 +53,8 @@ class Discovery:
     def _file(self, path: Path) -> list[Source]:
         if split_extension(path.name)[1]:
             return [self._plain(path, path.parent, str(path))]
-        sources = self._series([path], path.parent, str(path.parent)) if _may_be_dicom(path, force=True) else []
+        found = [path] if _may_be_dicom(path, force=True) else []
+        sources = series.group(found, path.parent, str(path.parent), self.key, self.patients)
         if not sources:
             refusal = Refusal("unreadable", f"{path.name} is in no format that is read: {FORMATS}")
             return [self._refused(path, path.parent, str(path), refusal)]
@@ -112,7 +76,7 @@ class Discovery:
                     found.append(self._plain(file, root, typed))
                 elif _may_be_dicom(file):
                     pictures.append(file)
-        return found + self._series(pictures, root, typed)
+        return found + series.group(pictures, root, typed, self.key, self.patients)
 
     def _walk(self, root: Path) -> Iterator[tuple[Path, list[Path]]]:
         """(folder, files) in sorted order, without hidden names, stores, skipped folders and what lies in data sets."""
@@ -131,8 +95,8 @@ class Discovery:
         stem = split_extension(path.name)[0]
         source = Source(
             id=clean_id(stem),
-            name=_relative(path, root),
-            shown=_as_typed(path, root, typed),
+            name=relative_name(path, root),
+            shown=as_typed(path, root, typed),
             public=path.name,
             paths=[path],
             subject=self.patients.of(path, stem) or hash_subject(stem, self.key),
@@ -147,8 +111,8 @@ class Discovery:
         return source
 
     def _refused(self, path: Path, root: Path, typed: str, refusal: Refusal) -> Source:
-        name = _relative(path, root)
-        return Source("", name, _as_typed(path, root, typed), path.name, [path], "", "", "", problem=refusal)
+        name = relative_name(path, root)
+        return Source("", name, as_typed(path, root, typed), path.name, [path], "", "", "", problem=refusal)
 
     def _dataset(self, folder: Path, root: Path, typed: str, folders: tuple[str, ...]) -> list[Source]:
         """The cases of a data set; the files of a case, or the frames of its 4D file, are channels."""
@@ -181,43 +145,6 @@ class Discovery:
             found.append(self._refused(path, root, _typed_root(folder, root, typed), refusal))
         return found
 
-    def _series(self, files: Sequence[Path], root: Path, typed: str) -> list[Source]:
-        """DICOM files grouped by the series they state; one that is read twice (same instance) counts once."""
-        groups: dict[str, dict[str, tuple[Path, dicom.Identity]]] = {}
-        found = []
-        for file in files:
-            try:
-                identity = dicom.identify(file)
-            except Refusal as refusal:
-                found.append(self._refused(file, root, typed, refusal))
-                continue
-            if identity is not None:
-                groups.setdefault(identity.series, {}).setdefault(identity.instance, (file, identity))
-        shared = [next(iter(group.values()))[0].parent for group in groups.values()]
-        for group in groups.values():
-            members = sorted(group.values(), key=lambda item: item[0])
-            first, identity = members[0]
-            raw = identity.patient or identity.study
-            subject = self.patients.of(first, first.parent.name) or hash_subject(raw, self.key)
-            series = digits(identity.series, self.key)
-            place = first if shared.count(first.parent) > 1 else first.parent
-            scrub = [identity.patient, *re.split(r"[\^\s,=]+", identity.name)]
-            found.append(
-                Source(
-                    id=clean_id(f"{subject}_{identity.modality}_{series[:8]}"),
-                    name=_scrubbed(_relative(place, root), scrub, subject),
-                    shown=_as_typed(place, root, typed),
-                    public=f"dicom-{series}",
-                    paths=[path for path, _ in members],
-                    subject=subject,
-                    session=f"ses-{digits(identity.study, self.key)[:12]}",
-                    folder="",
-                    raw_subject=identity.patient,
-                    series=True,
-                )
-            )
-        return found
-
 
 def _channel_problem(case: datasets.Case, frames: int, expected: int) -> Refusal | None:
     """Why the channels of a case are incomplete, if they are."""
@@ -238,30 +165,8 @@ def _may_be_dicom(path: Path, force: bool = False) -> bool:
     return (force or suffix not in _NO_IMAGES) and dicom.is_dicom(path)
 
 
-def clean_id(text: str) -> str:
-    """`text` as a volume id: letters, digits, '.', '_' and '-', starting with a letter or digit."""
-    cleaned = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")
-    return cleaned or "volume"
-
-
-def _relative(path: Path, root: Path) -> str:
-    """Path below the given source, that source's own folder name first; never absolute."""
-    return (Path(root.resolve().name) / path.relative_to(root)).as_posix() if path != root else root.resolve().name
-
-
-def _as_typed(path: Path, root: Path, typed: str) -> str:
-    return str(Path(typed) / path.relative_to(root)) if path != root and path.is_relative_to(root) else typed
-
-
 def _typed_root(folder: Path, root: Path, typed: str) -> str:
-    return _as_typed(folder, root, typed) if folder != root else typed
-
-
-def _scrubbed(name: str, identifiers: Sequence[str], subject: str) -> str:
-    """`name` whose parts that hold an identifier of the patient are replaced by the pseudonym."""
-    known = [word.lower() for word in identifiers if len(word) >= 3]
-    parts = [subject if any(word in part.lower() for word in known) else part for part in name.split("/")]
-    return "/".join(parts)
+    return as_typed(folder, root, typed) if folder != root else typed
 
 
 def assign_unique_ids(sources: Sequence[Source], taken: Mapping[str, str], digests: Sequence[str]) -> None:

@@ -26,7 +26,7 @@ from preprocessing.geometry import (
 from preprocessing.quantise import Quantised, quantise
 from preprocessing.refusal import Refusal
 from preprocessing.resample import resample
-from preprocessing.sources import Source
+from preprocessing.source import Source
 from preprocessing.stats import channel_stats
 from ssl3d.data.format import FEW_SLICES, LabelInfo, VolumeAttributes
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from preprocessing import readers
 from preprocessing.geometry import Scan
 from preprocessing.refusal import Refusal
-from preprocessing.sources import Source
+from preprocessing.source import Source
 from preprocessing.volume import Spacing, build
 from ssl3d.data.write import is_committed, write_volume
 

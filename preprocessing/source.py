@@ -1,0 +1,62 @@
+"""One thing to convert, and how it is called: in the store, in refused.csv, on the screen."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from preprocessing.refusal import Refusal
+
+
+@dataclass
+class Source:
+    """One thing to convert: a file, the channels of a case, or a DICOM series; one volume, or one a time frame.
+
+    `name`: for refused.csv, relative, without identifiers; `shown`: as the user typed it; `public`: the `source`
+    attribute of the volumes. `channels`: the files (or the frames of the one file) are channels of one volume.
+    `raw_subject`: what targets and split files may call the subject; it is not written to the store.
+    `problem`: why it cannot be converted, known already.
+    """
+
+    id: str
+    name: str
+    shown: str
+    public: str
+    paths: list[Path]
+    subject: str
+    session: str
+    folder: str
+    raw_subject: str = ""
+    series: bool = False
+    channels: bool = False
+    frames: int = 1
+    modality: list[str | None] | None = None
+    label: Path | None = None
+    classes: dict[int, str] = field(default_factory=dict)
+    ignore: int | None = None
+    targets: dict[str, float] = field(default_factory=dict)
+    named: bool = False
+    problem: Refusal | None = None
+
+    def volume_ids(self) -> list[str]:
+        """Ids of the volumes it becomes."""
+        if self.frames == 1:
+            return [self.id]
+        return [f"{self.id}_t{frame:04d}" for frame in range(self.frames)]
+
+
+def clean_id(text: str) -> str:
+    """`text` as a volume id: letters, digits, '.', '_' and '-', starting with a letter or digit."""
+    cleaned = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")
+    return cleaned or "volume"
+
+
+def relative_name(path: Path, root: Path) -> str:
+    """Path below the given source, that source's own folder name first; never absolute."""
+    return (Path(root.resolve().name) / path.relative_to(root)).as_posix() if path != root else root.resolve().name
+
+
+def as_typed(path: Path, root: Path, typed: str) -> str:
+    """`path` as the user would write it, below the `typed` source."""
+    return str(Path(typed) / path.relative_to(root)) if path != root and path.is_relative_to(root) else typed
