@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from preprocessing.readers import dicom
 from preprocessing.refusal import Refusal
-from preprocessing.source import Source, as_typed, clean_id, relative_name
+from preprocessing.source import Root, Source, clean_id
 from preprocessing.subjects import Patients, digits
 from ssl3d.data.subjects import hash_subject
 
 
-def group(files: Sequence[Path], root: Path, typed: str, key: bytes, patients: Patients) -> list[Source]:
-    """DICOM files below `root` (the user typed `typed`) as sources; an instance that is met twice counts once."""
+def group(files: Mapping[Path, Root], key: bytes, patients: Patients) -> list[Source]:
+    """DICOM files, each with the source it was found in, as sources; an instance that is met twice counts once.
+
+    All files of a run come together: a series may lie in several folders, or be named file by file.
+    """
     groups: dict[str, dict[str, tuple[Path, dicom.Identity]]] = {}
     found = []
-    for file in files:
+    for file, root in files.items():
         try:
             identity = dicom.identify(file)
         except Refusal as refusal:
-            found.append(_refused(file, root, typed, refusal))
+            found.append(_refused(file, root, refusal))
             continue
         if identity is not None:
             groups.setdefault(identity.series, {}).setdefault(identity.instance, (file, identity))
@@ -32,13 +35,14 @@ def group(files: Sequence[Path], root: Path, typed: str, key: bytes, patients: P
         raw = identity.patient or identity.study
         subject = patients.of(first, first.parent.name) or hash_subject(raw, key)
         series = digits(identity.series, key)
-        place = first if shared.count(first.parent) > 1 else first.parent
+        root = files[first]
+        place = first if root.named or shared.count(first.parent) > 1 else first.parent
         scrub = [identity.patient, *re.split(r"[\^\s,=]+", identity.name)]
         found.append(
             Source(
                 id=clean_id(f"{subject}_{identity.modality}_{series[:8]}"),
-                name=_scrubbed(relative_name(place, root), scrub, subject),
-                shown=as_typed(place, root, typed),
+                name=_scrubbed(root.name(place), scrub, subject),
+                shown=root.shown(place),
                 public=f"dicom-{series}",
                 paths=[path for path, _ in members],
                 subject=subject,
@@ -46,14 +50,15 @@ def group(files: Sequence[Path], root: Path, typed: str, key: bytes, patients: P
                 folder="",
                 raw_subject=identity.patient,
                 series=True,
+                named=root.named,
             )
         )
     return found
 
 
-def _refused(path: Path, root: Path, typed: str, refusal: Refusal) -> Source:
-    name = relative_name(path, root)
-    return Source("", name, as_typed(path, root, typed), path.name, [path], "", "", "", problem=refusal)
+def _refused(path: Path, root: Root, refusal: Refusal) -> Source:
+    named = root.named
+    return Source("", root.name(path), root.shown(path), path.name, [path], "", "", "", named=named, problem=refusal)
 
 
 def _scrubbed(name: str, identifiers: Sequence[str], subject: str) -> str:

@@ -52,11 +52,22 @@ def clean_id(text: str) -> str:
     return cleaned or "volume"
 
 
-def relative_name(path: Path, root: Path) -> str:
-    """Path below the given source, that source's own folder name first; never absolute."""
-    return (Path(root.resolve().name) / path.relative_to(root)).as_posix() if path != root else root.resolve().name
+@dataclass(frozen=True)
+class Root:
+    """A folder that files were found in, and how the user typed it; it names what lies below it.
 
+    `named`: the user named the files themselves, one by one, not the folder.
+    """
 
-def as_typed(path: Path, root: Path, typed: str) -> str:
-    """`path` as the user would write it, below the `typed` source."""
-    return str(Path(typed) / path.relative_to(root)) if path != root and path.is_relative_to(root) else typed
+    path: Path
+    typed: str
+    named: bool = False
+
+    def name(self, path: Path) -> str:
+        """`path` for refused.csv: relative, the folder's own name first; never absolute."""
+        own = self.path.resolve().name
+        return (Path(own) / path.relative_to(self.path)).as_posix() if path != self.path else own
+
+    def shown(self, path: Path) -> str:
+        """`path` as the user would write it."""
+        return str(Path(self.typed) / path.relative_to(self.path)) if path != self.path else self.typed

@@ -11,7 +11,7 @@ from preprocessing import datasets, readers, series
 from preprocessing.modality import from_name
 from preprocessing.readers import dicom, split_extension
 from preprocessing.refusal import Refusal
-from preprocessing.source import Source, as_typed, clean_id, relative_name
+from preprocessing.source import Root, Source, clean_id
 from preprocessing.subjects import Patients
 from ssl3d.data.subjects import hash_subject
 
@@ -53,8 +53,8 @@ class Discovery:
     def _file(self, path: Path) -> list[Source]:
         if split_extension(path.name)[1]:
             return [self._plain(path, path.parent, str(path))]
-        found = [path] if _may_be_dicom(path, force=True) else []
-        sources = series.group(found, path.parent, str(path.parent), self.key, self.patients)
+        found = {path: Root(path.parent, str(path.parent))} if _may_be_dicom(path, force=True) else {}
+        sources = series.group(found, self.key, self.patients)
         if not sources:
             refusal = Refusal("unreadable", f"{path.name} is in no format that is read: {FORMATS}")
             return [self._refused(path, path.parent, str(path), refusal)]
@@ -76,7 +76,7 @@ class Discovery:
                     found.append(self._plain(file, root, typed))
                 elif _may_be_dicom(file):
                     pictures.append(file)
-        return found + series.group(pictures, root, typed, self.key, self.patients)
+        return found + series.group(dict.fromkeys(pictures, Root(root, typed)), self.key, self.patients)
 
     def _walk(self, root: Path) -> Iterator[tuple[Path, list[Path]]]:
         """(folder, files) in sorted order, without hidden names, stores, skipped folders and what lies in data sets."""
@@ -95,8 +95,8 @@ class Discovery:
         stem = split_extension(path.name)[0]
         source = Source(
             id=clean_id(stem),
-            name=relative_name(path, root),
-            shown=as_typed(path, root, typed),
+            name=Root(root, typed).name(path),
+            shown=Root(root, typed).shown(path),
             public=path.name,
             paths=[path],
             subject=self.patients.of(path, stem) or hash_subject(stem, self.key),
@@ -111,8 +111,8 @@ class Discovery:
         return source
 
     def _refused(self, path: Path, root: Path, typed: str, refusal: Refusal) -> Source:
-        name = relative_name(path, root)
-        return Source("", name, as_typed(path, root, typed), path.name, [path], "", "", "", problem=refusal)
+        name = Root(root, typed).name(path)
+        return Source("", name, Root(root, typed).shown(path), path.name, [path], "", "", "", problem=refusal)
 
     def _dataset(self, folder: Path, root: Path, typed: str, folders: tuple[str, ...]) -> list[Source]:
         """The cases of a data set; the files of a case, or the frames of its 4D file, are channels."""
@@ -166,7 +166,7 @@ def _may_be_dicom(path: Path, force: bool = False) -> bool:
 
 
 def _typed_root(folder: Path, root: Path, typed: str) -> str:
-    return as_typed(folder, root, typed) if folder != root else typed
+    return Root(root, typed).shown(folder) if folder != root else typed
 
 
 def assign_unique_ids(sources: Sequence[Source], taken: Mapping[str, str], digests: Sequence[str]) -> None:
