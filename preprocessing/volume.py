@@ -25,7 +25,7 @@ from preprocessing.geometry import (
 )
 from preprocessing.quantise import Quantised, quantise
 from preprocessing.refusal import Refusal
-from preprocessing.resample import resample
+from preprocessing.resample import resample, resample_mask
 from preprocessing.source import Source
 from preprocessing.stats import channel_stats
 from ssl3d.data.format import FEW_SLICES, LabelInfo, VolumeAttributes
@@ -120,8 +120,7 @@ def _channel(image: Canonical, index: int, modality: str, axes: list[AxisGrid]) 
         return _Channel(values, ~invalid if some else None, modality)
     if not some:
         return _Channel(resample(values, axes), None, modality)
-    moved = resample(np.where(invalid, np.float32(air), values), axes)
-    return _Channel(moved, resample(~invalid, axes, "linear") > 0.5, modality)
+    return _Channel(resample(values, axes, hidden=invalid, fill=air), ~resample_mask(invalid, axes), modality)
 
 
 def _joint_valid(channels: list[_Channel]) -> np.ndarray | None:
