@@ -25,12 +25,13 @@ REASONS: dict[str, str] = {
     "not_finite": "no voxel holds a finite value",
     "repeated_positions": "several slices lie at one position",
     "too_few_slices": "a volume needs at least 3 slices",
-    "too_large": "the volume would not fit in memory at this spacing",
+    "too_large": "the volume needs more memory than one scan may take",
+    "timed_out": "the time that one file may take ran out",
     "truncated": "the file ends before its data does",
     "uneven_spacing": "the slices are not evenly spaced",
     "unreadable": "the file could not be read as an image",
     "unsupported_dimensions": "the array is not a volume or a series of volumes",
-    "worker_died": "the process that converted it died, probably out of memory",
+    "worker_died": "the process that read it died",
 }
 
 

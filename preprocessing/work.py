@@ -1,11 +1,14 @@
-"""What a worker does with one source: read, build, write each of its volumes, or say why not."""
+"""What a worker does with one source: read, build, write each of its volumes, or say why not.
+
+`convert_source` does it in a child process that a hostile file may kill, hang or fill; `convert_here` in this one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from preprocessing import readers
+from preprocessing import isolation, readers
 from preprocessing.geometry import Scan
 from preprocessing.refusal import Refusal
 from preprocessing.source import Source
@@ -15,11 +18,18 @@ from ssl3d.data.write import is_committed, write_volume
 
 @dataclass(frozen=True)
 class Settings:
-    """Where to write, the spacing ("keep", "iso1" or (z, y, x) mm), the modality asked for."""
+    """Where to write, the spacing ("keep", "iso1" or (z, y, x) mm), the modality asked for.
+
+    `allow_gaps`: interpolate missing slices. `timeout_s`: seconds a source may take to its next volume.
+    `memory_bytes`: what one source may take beyond the program itself; None: no ceiling.
+    """
 
     root: str
     spacing: Spacing
     modality: str
+    allow_gaps: bool = False
+    timeout_s: float = 600.0
+    memory_bytes: int | None = None
 
 
 @dataclass
@@ -54,10 +64,30 @@ def _label_of(source: Source) -> Scan | None:
 
 
 def convert_source(source: Source, settings: Settings) -> list[Outcome]:
-    """Convert what is not in the store yet of a source; one outcome a volume.
+    """Convert what is not in the store yet of a source, in a child process; one outcome a volume.
 
-    A scan that cannot be converted is an outcome; a store that cannot be written (OSError) ends the run.
+    A scan that cannot be converted is an outcome, also when its reader dies, hangs or outgrows its memory; a store that
+    cannot be written (OSError) ends the run. A long series that still makes progress when its time is over goes on.
     """
+    while True:
+        before = _missing(source, settings)
+        try:
+            return isolation.run(
+                convert_here, source, settings, timeout_s=settings.timeout_s, memory_bytes=settings.memory_bytes
+            )
+        except Refusal as refusal:
+            after = _missing(source, settings)
+            if after == before:
+                return [Outcome(name, refusal if name in after else None) for name in source.volume_ids()]
+
+
+def _missing(source: Source, settings: Settings) -> list[str]:
+    """Ids of the source's volumes that are not in the store."""
+    return [name for name in source.volume_ids() if not is_committed(settings.root, name)]
+
+
+def convert_here(source: Source, settings: Settings) -> list[Outcome]:
+    """`convert_source` in this very process. Raises MemoryError when memory runs out."""
     ids = source.volume_ids()
     missing = [k for k, volume_id in enumerate(ids) if not is_committed(settings.root, volume_id)]
     outcomes = [Outcome(volume_id) for volume_id in ids if is_committed(settings.root, volume_id)]
@@ -78,9 +108,9 @@ def _convert_scan(volume_id: str, source: Source, scan: Scan, label: Scan | None
         volume = build(volume_id, source, scan, label, settings.spacing, settings.modality)
     except Refusal as refusal:
         return Outcome(volume_id, refusal)
-    except MemoryError:
-        return Outcome(volume_id, Refusal("too_large"))
     except (ValueError, ArithmeticError, IndexError, TypeError, KeyError, RuntimeError) as error:
+        if isolation.is_out_of_memory(error):
+            raise MemoryError(str(error)) from error
         text = " ".join(str(error).split())[:160]
         return Outcome(volume_id, Refusal("failed", f"the conversion failed on it ({type(error).__name__}: {text})"))
     write_volume(
