@@ -25,6 +25,8 @@ INDEX_FILE = "index.parquet"
 REFUSED_FILE = "refused.csv"
 THUMBNAILS_FILE = "thumbnails.npy"  # (n, 32, 32, 32) float16, rows as in the index
 LOCK_FILE = ".lock"
+WRITER_FILE = ".writer.json"  # who is converting into the store now; gone when he has ended well
+DAMAGED_FILE = "damaged.json"  # {volume id: [object keys]} found by inspect --verify, until they are made again
 
 CHUNK = 32  # voxels along each axis; chunks are (1, 32, 32, 32)
 SHARD_BYTES = 1 << 30  # a larger volume is split into several shards along z
@@ -96,7 +98,8 @@ class VolumeAttributes:
 
     `spacing` [z,y,x] mm; `affine` 4x4, stored voxel (z,y,x,1) -> world mm RAS+; value = scale*stored + offset.
     `original_*` are in the order of the source file (x,y,z for NIfTI). `foreground_box` [[z0,y0,x0],[z1,y1,x1]) voxels.
-    `fingerprint` blake2b of the canonical source voxels; `digest` {object key: blake2b} of each shard object.
+    `fingerprint` blake2b of the canonical source voxels; `digest` {object key: blake2b} of each shard object, and
+    `stored_bytes` what they take together.
     `quantisation` per channel {"max_error": physical units, "saturated_share": share of voxels}.
     """
 
@@ -121,6 +124,7 @@ class VolumeAttributes:
     flags: list[str] = field(default_factory=list)
     quantisation: list[dict[str, float]] = field(default_factory=list)
     digest: dict[str, str] = field(default_factory=dict)
+    stored_bytes: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -11,13 +11,13 @@ from random_volumes import SHAPES, add_volume, random_image, statistics, volume_
 
 from ssl3d.data import format as fmt
 from ssl3d.data import objects
+from ssl3d.data.damage import damaged_objects
 from ssl3d.data.format import LabelInfo
 from ssl3d.data.store import open_store
 from ssl3d.data.thumbnail import thumbnail
 from ssl3d.data.write import (
     build_index,
     create_store,
-    damaged_objects,
     is_committed,
     remove_uncommitted,
     write_volume,
