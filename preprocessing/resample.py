@@ -240,7 +240,7 @@ class _Pass:
         _, y, x = self.volume.shape
         in_place = not self.in_plane
         middle = np.empty((0 if in_place else _TILE, y, x), np.float32)
-        lines = max(1, _PIECE // x)
+        lines = min(y, max(1, _PIECE // x))
         for tile in self.z_tiles:
             out = place(tile.rows)
             target = out if in_place else middle[: len(out)]
