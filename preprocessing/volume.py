@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from preprocessing import labels as label_steps
 from preprocessing import modality as modalities
-from preprocessing.fingerprint import fingerprint, perceptual_hash
+from preprocessing.fingerprint import fingerprint
 from preprocessing.foreground import foreground
 from preprocessing.geometry import (
     FEW_SLICES_BELOW,
@@ -23,13 +24,17 @@ from preprocessing.geometry import (
     spacing_of,
     target_spacing,
 )
+from preprocessing.masks import looks_like_labels
 from preprocessing.quantise import Quantised, quantise
 from preprocessing.refusal import Refusal
 from preprocessing.resample import resample, resample_mask
 from preprocessing.source import Source
 from preprocessing.stats import channel_stats
+from preprocessing.unmeasured import BELOW_AIR, blanked, outside_circle, padding
 from ssl3d.data.format import FEW_SLICES, LabelInfo, VolumeAttributes
 
+NOT_FINITE_FLAG = "not_finite"  # some voxels were NaN or infinite; they are air now, and valid=0
+MAX_NOT_FINITE = 0.5  # share of the voxels
 MAX_VOXELS = 1 << 31  # of one channel: 8 GiB as float32
 
 Spacing = str | tuple[float, float, float]
@@ -54,6 +59,7 @@ class _Channel:
     values: np.ndarray
     valid: np.ndarray | None
     modality: str
+    replaced: bool = False  # some voxels were not finite
 
 
 def build(volume_id: str, source: Source, scan: Scan, label: Scan | None, spacing: Spacing, modality: str) -> Volume:
@@ -65,7 +71,9 @@ def build(volume_id: str, source: Source, scan: Scan, label: Scan | None, spacin
         moved = canonical(label)
         label_steps.check_grid(moved, image)
         label_original = label_steps.as_integers(moved.data[0])
-    names = modalities.of_channels(image.data, modality, scan.modality or source.modality)
+    if label is None and any(looks_like_labels(channel) for channel in image.data):
+        raise Refusal("looks_like_labels")
+    guesses = modalities.of_channels(image.data, modality, scan.modality or source.modality)
     axes, affine = resampled_grid(
         image.data.shape[1:], image.affine, target_spacing(spacing, list(spacing_of(image.affine)))
     )
@@ -73,8 +81,10 @@ def build(volume_id: str, source: Source, scan: Scan, label: Scan | None, spacin
         raise Refusal(
             "too_large", f"{[grid.n for grid in axes]} voxels at this spacing: convert it with --spacing keep"
         )
-    channels = [_channel(image, c, name, axes) for c, name in enumerate(names)]
+    channels = [_channel(image, c, guess.modality, axes) for c, guess in enumerate(guesses)]
     attributes, stored, valid = _describe(source, scan, image, channels, affine, axes)
+    if any(guess.unsure for guess in guesses):
+        attributes.flags.append(modalities.UNSURE_FLAG)
     volume = Volume(stored, attributes, valid=valid)
     if label_original is not None:
         on_grid = label_steps.resample_labels(label_original, axes)
@@ -97,30 +107,72 @@ def _channel(image: Canonical, index: int, modality: str, axes: list[AxisGrid]) 
 
     Raises Refusal `not_finite` or `constant`.
     """
-    values = image.data[index]
     where = f"channel {index}: " if len(image.data) > 1 else ""
-    invalid = np.zeros(values.shape, bool)
-    if values.dtype.kind == "f":
-        invalid = ~np.isfinite(values)
-        if invalid.all():
-            raise Refusal("not_finite", f"{where}no voxel holds a finite value")
-    missing = invalid
-    for mask in (modalities.padding(values, modality), image.invalid if modality == "ct" else None):
-        if mask is not None:
-            invalid = invalid | mask
+    values, missing = _finite(image.data[index], where)
+    invalid = _unmeasured(values, missing, image, modality, where)
+    if invalid is None:
+        kept = all(grid.unchanged for grid in axes)
+        return _Channel(values if kept else resample(values, axes), None, modality)
     measured = values[~invalid]
-    if measured.size == 0 or measured.min() == measured.max():
-        held = f"{float(measured[0]):g}" if measured.size else "padding"
-        raise Refusal("constant", f"{where}all voxels hold one value ({held})")
     air = modalities.air_value(measured, modality)
-    if missing.any():
+    if missing is not None:
         values = np.where(missing, np.float32(air), values)
-    some = bool(invalid.any())
     if all(grid.unchanged for grid in axes):
-        return _Channel(values, ~invalid if some else None, modality)
-    if not some:
-        return _Channel(resample(values, axes), None, modality)
-    return _Channel(resample(values, axes, hidden=invalid, fill=air), ~resample_mask(invalid, axes), modality)
+        return _Channel(values, ~invalid, modality, missing is not None)
+    low, high = _plausible(measured, modality)
+    hidden = invalid & ((values < low) | (values > high))  # these would ring into what was measured
+    moved = resample(values, axes, hidden=hidden if hidden.any() else None, fill=air)
+    return _Channel(moved, ~resample_mask(invalid, axes), modality, missing is not None)
+
+
+def _finite(values: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """(values, voxels that are not finite or None). Raises Refusal `not_finite` when they are most of them."""
+    if values.dtype.kind != "f":
+        return values, None
+    missing = ~np.isfinite(values)
+    share = float(missing.mean())
+    if share == 1.0:
+        raise Refusal("not_finite", f"{where}no voxel holds a finite value")
+    if share > MAX_NOT_FINITE:
+        raise Refusal("not_finite", f"{where}{share:.0%} of the voxels are not finite, at most half may be")
+    return values, missing if share > 0 else None
+
+
+def _unmeasured(
+    values: np.ndarray, missing: np.ndarray | None, image: Canonical, modality: str, where: str
+) -> np.ndarray | None:
+    """Voxels without a measured value: not finite, declared by the file, outside the circle, padded, blanked.
+
+    A blanked surrounding of a single value is no reason to call the scan constant. Raises Refusal `constant`.
+    """
+    spacing = spacing_of(image.affine)
+    masks = [missing, image.invalid, *(find(values, spacing) for find in (padding, outside_circle) if modality == "ct")]
+    invalid = _union(masks)
+    measured = values if invalid is None else values[~invalid]
+    if measured.size == 0 or measured.min() == measured.max():
+        held = f"{float(measured.flat[0]):g}" if measured.size else "padding"
+        raise Refusal("constant", f"{where}all voxels hold one value ({held})")
+    both = _union([invalid, blanked(values, modality)])
+    if both is not None and both is not invalid:
+        measured = values[~both]
+        if measured.size == 0 or measured.min() == measured.max():
+            return invalid
+    return both
+
+
+def _union(masks: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """The union of those masks that are there and hold something."""
+    found = [mask for mask in masks if mask is not None and mask.any()]
+    if len(found) < 2:
+        return found[0] if found else None
+    return np.logical_or.reduce(found)
+
+
+def _plausible(measured: np.ndarray, modality: str) -> tuple[float, float]:
+    """The range that unmeasured voxels may hold without ringing into the scan: its own and a tenth more."""
+    low, high = float(measured.min()), float(measured.max())
+    margin = 0.1 * (high - low)
+    return (BELOW_AIR if modality == "ct" else low - margin), high + margin
 
 
 def _joint_valid(channels: list[_Channel]) -> np.ndarray | None:
@@ -146,6 +198,8 @@ def _describe(
     flags = list(scan.flags)
     if min(image.data.shape[1:]) < FEW_SLICES_BELOW:
         flags.append(FEW_SLICES)
+    if any(channel.replaced for channel in channels):
+        flags.append(NOT_FINITE_FLAG)
     attributes = VolumeAttributes(
         spacing=spacing,
         affine=affine.tolist(),
@@ -163,7 +217,6 @@ def _describe(
         session=source.session,
         fingerprint=fingerprint(image.data),
         source=source.public,
-        perceptual_hash=perceptual_hash(channels[0].values, stats[0][1].low, stats[0][1].high),
         targets=dict(source.targets),
         flags=flags,
         quantisation=[{"max_error": q.max_error, "saturated_share": q.saturated_share} for q in quantised],

@@ -23,6 +23,7 @@ VOLUMES, LABELS, VALID, LABELS_ORIGINAL = "volumes", "labels", "valid", "labels_
 KINDS = (VOLUMES, LABELS, VALID, LABELS_ORIGINAL)
 INDEX_FILE = "index.parquet"
 REFUSED_FILE = "refused.csv"
+DUPLICATES_FILE = "duplicates.csv"  # pairs of volumes that look alike
 THUMBNAILS_FILE = "thumbnails.npy"  # (n, 32, 32, 32) float16, rows as in the index
 LOCK_FILE = ".lock"
 WRITER_FILE = ".writer.json"  # who is converting into the store now; gone when he has ended well
@@ -163,6 +164,8 @@ INDEX_COLUMNS: dict[str, str] = {
     "perceptual_hash": "str",
     "has_label": "bool",
     "has_valid": "bool",
+    "original_spacing": "list[float]",  # mm, in the order of the source file
+    "saturated_share": "float",  # of the valid voxels, of the worst channel
     "has_label_original": "bool",
     "label_classes": "json",  # {value: name} or {}
     "targets": "json",
@@ -201,6 +204,8 @@ def index_row(
         "perceptual_hash": a.perceptual_hash,
         "has_label": label is not None,
         "has_valid": has_valid,
+        "original_spacing": [float(s) for s in a.original_spacing],
+        "saturated_share": max((float(q["saturated_share"]) for q in a.quantisation), default=0.0),
         "has_label_original": has_label_original,
         "label_classes": {} if label is None else {str(k): v for k, v in label.classes.items()},
         "targets": dict(a.targets),

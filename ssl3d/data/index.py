@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ _POOLED = ("count", "mean", "std", "clipped_mean", "clipped_std", "minimum", "ma
 _ARROW_TYPES = {
     "str": pa.string(),
     "int": pa.int64(),
+    "float": pa.float64(),
     "bool": pa.bool_(),
     "json": pa.string(),
     "list[str]": pa.list_(pa.string()),
@@ -90,13 +91,27 @@ def read_index(objects: Objects) -> pa.Table:
     return table
 
 
-def decode_index(table: pa.Table) -> pd.DataFrame:
-    """The index with lists and json as Python objects, columns as in `format.INDEX_COLUMNS`."""
+def decode_index(table: pa.Table, described: bool = True) -> pd.DataFrame:
+    """The index with lists and json as Python objects, columns as in `format.INDEX_COLUMNS`.
+
+    `described=False` leaves the json columns out, which take most of the time.
+    """
     columns: dict[str, Any] = {}
     for name, kind in fmt.INDEX_COLUMNS.items():
+        if kind == "json" and not described:
+            continue
         values = table[name].to_pylist()
         columns[name] = [json.loads(v) for v in values] if kind == "json" else values
-    return pd.DataFrame(columns, columns=list(fmt.INDEX_COLUMNS))
+    return pd.DataFrame(columns, columns=list(columns))
+
+
+def keep_rows(table: pa.Table, kept: Callable[[str], bool]) -> tuple[pa.Table, dict[str, dict[str, float]]]:
+    """(the rows of an undecoded index whose id is `kept`, their pooled statistics)."""
+    chosen = table.filter(pa.array([kept(name) for name in table["id"].to_pylist()], pa.bool_())).combine_chunks()
+    pool = StatisticsPool()
+    for modalities, stats in zip(chosen["modality"].to_pylist(), chosen["foreground_stats"].to_pylist()):
+        pool.add(modalities, json.loads(stats))
+    return chosen, pool.result()
 
 
 class StatisticsPool:

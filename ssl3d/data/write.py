@@ -15,7 +15,7 @@ from ssl3d.data.encode import METADATA, encode_array
 from ssl3d.data.format import LabelInfo, VolumeAttributes
 from ssl3d.data.index import build_index
 from ssl3d.data.objects import Objects, open_objects
-from ssl3d.data.thumbnail import thumbnail
+from ssl3d.data.thumbnail import perceptual_hash, thumbnail
 from ssl3d.data.thumbnail_file import THUMBNAIL_OBJECT, encode_thumbnail
 
 __all__ = ["build_index", "create_store", "is_committed", "remove_uncommitted", "uncommit", "write_volume"]
@@ -71,9 +71,9 @@ def write_volume(
     """Write one volume and all that belongs to it; what an earlier write left under this id is replaced.
 
     `image` (C,Z,Y,X) int16; `label`, `valid` (1,Z,Y,X); `label_original` (1,Z',Y',X') on the original grid.
-    `attributes.digest` is filled in. Order: uncommit and clear, labels, valid and original labels, the image's shards,
-    and its `zarr.json` last, so that a reader sees the whole volume or nothing of it. `confirm` is called just before
-    that commit and may raise to prevent it.
+    `attributes.digest` and `perceptual_hash` are filled in. Order: uncommit and clear, labels, valid and original
+    labels, the image's shards, and its `zarr.json` last, so that a reader sees the whole volume or nothing of it.
+    `confirm` is called just before that commit and may raise to prevent it.
     Raises ValueError on an id, shape, dtype or attribute that does not keep the format, StoreError when the target is
     full, read-only or cannot be reached.
     """
@@ -93,8 +93,10 @@ def write_volume(
         if array is not None:
             _put(objects, f"{kind}/{volume_id}", encode_array(array, array_attributes)[0])
 
+    small = thumbnail(image, attributes, valid)
+    attributes.perceptual_hash = perceptual_hash(small)
     encoded, attributes.digest = encode_array(image, attributes.to_json())
-    encoded[THUMBNAIL_OBJECT] = encode_thumbnail(thumbnail(image, attributes, valid))
+    encoded[THUMBNAIL_OBJECT] = encode_thumbnail(small)
     _put(objects, f"{fmt.VOLUMES}/{volume_id}", encoded, confirm)
 
 
