@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from preprocessing.inspection import inspect
-    from preprocessing.pipeline import ConvertReport, convert
+    from preprocessing.pipeline import convert
+    from preprocessing.report import ConvertReport
 
 __all__ = ["ConvertReport", "convert", "inspect"]
 
-_HOMES = {"ConvertReport": "pipeline", "convert": "pipeline", "inspect": "inspection"}
+_HOMES = {"ConvertReport": "report", "convert": "pipeline", "inspect": "inspection"}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,38 +8,56 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from preprocessing.source import Source
+from preprocessing.sources import assign_unique_ids
+from ssl3d.data.objects import Objects
 
 LEDGER_FILE = "conversion.json"
 _SAMPLE = 1 << 16  # bytes read from each end of a file
 
 
 def content_digest(paths: Sequence[Path]) -> str:
-    """Digest of sizes, and of both ends of the first and last file: cheap, and another scan differs."""
+    """Digest of sizes, and of both ends of the first and last file: cheap, and another scan differs.
+
+    A file that cannot be read has none of its own; whoever converts it will say why.
+    """
     digest = hashlib.blake2b(digest_size=12)
     for number, path in enumerate(paths):
-        size = path.stat().st_size if path.is_file() else -1
+        try:
+            size = path.stat().st_size if path.is_file() else -1
+            ends = _ends(path, size) if size > 0 and number in (0, len(paths) - 1) else b""
+        except OSError:
+            size, ends = -1, b""
         digest.update(f"{size};".encode())
-        if size > 0 and number in (0, len(paths) - 1):
-            with path.open("rb") as file:
-                digest.update(file.read(_SAMPLE))
-                file.seek(max(0, size - _SAMPLE))
-                digest.update(file.read(_SAMPLE))
+        digest.update(ends)
     return digest.hexdigest()
+
+
+def _ends(path: Path, size: int) -> bytes:
+    """The first and the last bytes of a file."""
+    with path.open("rb") as file:
+        head = file.read(_SAMPLE)
+        file.seek(max(0, size - _SAMPLE))
+        return head + file.read(_SAMPLE)
 
 
 @dataclass
 class Entry:
-    """What a source became: `content` digest of its image, `made` digest of its label, targets and settings."""
+    """What a source became: `content` digest of its image, `made` digest of its label, targets and settings.
+
+    `name`: digest of the name it came with, by which (and its content) it is found again whatever its id became.
+    """
 
     content: str
     made: str
     duplicate_of: str = ""
+    name: str = ""
 
 
 @dataclass
@@ -51,21 +69,22 @@ class Ledger:
     entries: dict[str, Entry] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, root: Path) -> Ledger:
-        """The ledger of a store, empty where there is none yet."""
-        file = root / LEDGER_FILE
-        if not file.is_file():
+    def load(cls, objects: Objects) -> Ledger:
+        """The ledger of a store, empty where there is none yet. Raises ValueError when it is damaged."""
+        try:
+            data = json.loads(objects.get(LEDGER_FILE))
+            entries = {name: Entry(**entry) for name, entry in data["entries"].items()}
+            return cls(data["requested_spacing"], data["spacing"], entries)
+        except FileNotFoundError:
             return cls()
-        data = json.loads(file.read_text(encoding="utf-8"))
-        entries = {name: Entry(**entry) for name, entry in data["entries"].items()}
-        return cls(data["requested_spacing"], data["spacing"], entries)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{objects.root}/{LEDGER_FILE} is damaged: bring it back from a copy, or convert to another store"
+            ) from error
 
-    def save(self, root: Path) -> None:
+    def save(self, objects: Objects) -> None:
         """Write it, atomically."""
-        partial = root / (LEDGER_FILE + ".partial")
-        text = json.dumps(asdict(self), indent=1, sort_keys=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(root / LEDGER_FILE)
+        objects.put(LEDGER_FILE, json.dumps(asdict(self), indent=1, sort_keys=True).encode())
 
 
 def made_with(source: Source, modality: str) -> str:
@@ -74,3 +93,31 @@ def made_with(source: Source, modality: str) -> str:
     classes = sorted(source.classes.items()) if source.label is not None else []
     stated = [modality, label, classes, source.ignore, sorted(source.targets.items()), source.subject]
     return hashlib.blake2b(json.dumps(stated).encode(), digest_size=12).hexdigest()
+
+
+def settle_ids(
+    sources: Sequence[Source], digests: Sequence[str], entries: Mapping[str, Entry], held: AbstractSet[str]
+) -> None:
+    """Make ids unique in place: what the ledger knows keeps its id, what is new gets one that no other has.
+
+    `digests`: contents of the sources. `held`: ids of the ledger whose volumes are in the store, or left out of it as
+    duplicates; only these are denied to others.
+    """
+    known: dict[tuple[str, str], list[str]] = {}
+    for source_id, entry in entries.items():
+        known.setdefault((entry.name, entry.content), []).append(source_id)
+    fresh: list[int] = []
+    taken = dict.fromkeys(held, "")
+    for number, (source, digest) in enumerate(zip(sources, digests)):
+        ids = known.get((name_digest(source), digest))
+        if ids and source.problem is None:
+            source.id = ids.pop(0)
+            taken[source.id] = ""
+        else:
+            fresh.append(number)
+    assign_unique_ids([sources[k] for k in fresh], taken, [digests[k] for k in fresh])
+
+
+def name_digest(source: Source) -> str:
+    """Digest of what a source is called before ids are made unique; folders may be named after patients."""
+    return hashlib.blake2b(f"{source.folder}/{source.id}".encode(), digest_size=6).hexdigest()

@@ -14,13 +14,14 @@ from ssl3d.data.subjects import PREFIX, default_key_path, hash_subject, make_key
 PATIENTS_FILE = "patients.json"
 
 
-def load_key(path: str | Path | None, store: Path) -> bytes:
+def load_key(path: str | Path | None, store: Path | None) -> bytes:
     """The key in `path` (None: the default file); one that is not there is made, readable by its owner only.
 
+    `store`: where the store lies, None when that is no folder.
     Raises ValueError when it lies inside the store or is too short.
     """
     file = default_key_path() if path is None else Path(path)
-    if file.resolve().is_relative_to(store.resolve()):
+    if store is not None and file.resolve().is_relative_to(store.resolve()):
         raise ValueError(
             f"subject key {file} lies inside the store: keep it elsewhere, else pseudonyms can be reversed"
         )

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from preprocessing import isolation, readers
 from preprocessing.geometry import Scan
+from preprocessing.lock import confirm
 from preprocessing.refusal import Refusal
 from preprocessing.source import Source
 from preprocessing.volume import Spacing, build
@@ -21,7 +23,8 @@ class Settings:
     """Where to write, the spacing ("keep", "iso1" or (z, y, x) mm), the modality asked for.
 
     `allow_gaps`: interpolate missing slices. `timeout_s`: seconds a source may take to its next volume.
-    `memory_bytes`: what one source may take beyond the program itself; None: no ceiling.
+    `memory_bytes`: what one source may take beyond the program itself; None: no ceiling. `token`: of the run that holds
+    the store (preprocessing.lock); a worker that outlived its run commits nothing. "": there is no lock to look at.
     """
 
     root: str
@@ -30,6 +33,7 @@ class Settings:
     allow_gaps: bool = False
     timeout_s: float = 600.0
     memory_bytes: int | None = None
+    token: str = ""
 
 
 @dataclass
@@ -122,5 +126,6 @@ def _convert_scan(volume_id: str, source: Source, scan: Scan, label: Scan | None
         label_info=volume.label_info,
         valid=volume.valid,
         label_original=volume.label_original,
+        confirm=partial(confirm, settings.root, settings.token) if settings.token else None,
     )
     return Outcome(volume_id)

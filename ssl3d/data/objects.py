@@ -95,7 +95,7 @@ class LocalObjects:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
             if isinstance(error, OSError):
-                raise _cannot_write(self.root, error) from error
+                raise cannot_write(self.root, error) from error
             raise
 
     @staticmethod
@@ -116,7 +116,7 @@ class LocalObjects:
         except FileExistsError:
             return False
         except OSError as error:
-            raise _cannot_write(self.root, error) from error
+            raise cannot_write(self.root, error) from error
         return True
 
     def get(self, key: str) -> bytes:
@@ -155,7 +155,7 @@ class LocalObjects:
             else:
                 path.unlink(missing_ok=True)
         except OSError as error:
-            raise _cannot_write(self.root, error) from error
+            raise cannot_write(self.root, error) from error
 
 
 class RemoteObjects:
@@ -190,6 +190,8 @@ class RemoteObjects:
         self._write(file.close)
 
     def put_new(self, key: str, data: bytes) -> bool:
+        if self.exists(key):  # not every backend knows exclusive writes
+            return False
         try:
             self._write(self._fs.pipe_file, self.path(key), data, mode="create")
         except FileExistsError:
@@ -268,7 +270,7 @@ def _filesystem(url: str, pid: int) -> tuple[Any, str]:
     return filesystem, base
 
 
-def _cannot_write(root: str, error: OSError) -> StoreError:
+def cannot_write(root: str, error: OSError) -> StoreError:
     """What stands in the way of writing, and the remedy."""
     if isinstance(error, StoreError):
         return error
