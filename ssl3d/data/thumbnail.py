@@ -60,23 +60,24 @@ def _area_means(
 ) -> np.ndarray:
     """(side, side, side) float64: physical values of a box of one channel (Z,Y,X), clipped and averaged."""
     stats = attributes.valid_stats[0]
-    # In stored units: z-scoring undoes scale and offset.
-    low, high = (np.float32((v - attributes.offset[0]) / attributes.scale[0]) for v in (stats.low, stats.high))
-    along_z, along_y, along_x = (_area_weights(n) for n in image.shape[1:])
-    small = np.zeros((SIDE, SIDE, SIDE), dtype=np.float64)
-    slab, values = (np.empty(image.shape[2:], np.float32) for _ in range(2))  # no float copy of the whole volume
+    scale, offset = attributes.scale[0], attributes.offset[0]
+    low, high = (np.float32((value - offset) / scale) for value in (stats.low, stats.high))
+    part = channel[box]
+    measured = None if valid is None else valid[0][box] != 0
+    along_z, along_y, along_x = (_area_weights(n, side) for n in part.shape)
+    small = np.zeros((side, side, side), dtype=np.float64)
+    slab, values = (np.empty(part.shape[1:], np.float32) for _ in range(2))  # no float copy of the whole volume
     for row, weights in enumerate(along_z):
         slab.fill(0.0)
         for z in np.flatnonzero(weights):
-            np.copyto(values, image[0, z])
+            np.copyto(values, part[z])
             np.clip(values, low, high, out=values)
-            if valid is not None:
-                np.copyto(values, low, where=valid[0, z] == 0)
+            if measured is not None:
+                np.copyto(values, low, where=~measured[z])
             values *= weights[z]
             slab += values
         small[row] = along_y @ slab @ along_x.T
-    std = small.std()
-    return ((small - small.mean()) / (std if std > 0 else 1.0)).astype(np.float16)
+    return scale * small + offset
 
 
 def _area_weights(n: int, side: int = SIDE) -> np.ndarray:
