@@ -180,7 +180,7 @@ def _plain_volumes(path: Path, offset: int, size: int, wanted: Sequence[int]) ->
 
 
 def stream_of(path: Path, offset: int, size: int, compressed: bool) -> bytearray:
-    """`size` bytes of voxels from `offset` of a file on, where they lie plain or as a compressed stream. Raises Refusal."""
+    """`size` bytes of voxels from `offset` of a file on, plain or as a compressed stream. Raises Refusal."""
     check_size(path, offset, size, compressed)
     if not compressed:
         return next(_plain_volumes(path, offset, size, [0]))

@@ -63,7 +63,7 @@ def physical(raw: np.ndarray, slope: float = 1.0, inter: float = 0.0) -> np.ndar
         if inter == 0.0:
             return raw.astype(native, copy=False)
         wide = np.int32 if raw.dtype.itemsize <= 2 else np.int64
-        return raw.astype(wide) + wide(inter)
+        return np.add(raw.astype(wide), int(inter), dtype=wide)
     if raw.dtype.kind == "f" and raw.dtype.itemsize <= 4 and (slope, inter) == (1.0, 0.0):
         return raw.astype(np.float32, copy=False)
     out = np.empty(raw.shape, _float_for(raw, slope, inter), order="F")
