@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ssl3d.data import format as fmt
+from ssl3d.data.thumbnail_file import ThumbnailFile
 
 NEAR = 0.99  # correlation of 32^3 thumbnails; a hash alone would merge most of a registered archive
 _QUARTERS = range(0, 16, 4)  # hash digits; equal in one of four, so that up to 3 flipped bits are always seen
@@ -45,7 +45,7 @@ def _series(volume_id: str) -> str:
     return _FRAME.sub("", volume_id)
 
 
-def near_duplicates(root: Path, index: pd.DataFrame) -> list[tuple[str, str, float]]:
+def near_duplicates(root: str | Path, index: pd.DataFrame) -> list[tuple[str, str, float]]:
     """(id, id, correlation) of volumes of different series whose thumbnails correlate above 0.99, sorted."""
     if len(index) < 2:
         return []
@@ -54,7 +54,7 @@ def near_duplicates(root: Path, index: pd.DataFrame) -> list[tuple[str, str, flo
         for start in _QUARTERS:
             buckets[start, value[start : start + 4]].append(row)
     pairs = {pair for rows in buckets.values() if len(rows) <= _LARGEST_GROUP for pair in combinations(rows, 2)}
-    thumbnails = np.load(root / fmt.THUMBNAILS_FILE, mmap_mode="r")
+    thumbnails = ThumbnailFile(root)
     ids = index["id"].tolist()
     found = []
     for a, b in sorted(pairs):
