@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import html as html_text
 from collections import Counter
 from collections.abc import Iterable
@@ -12,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from preprocessing.montage import montage
-from ssl3d.data import format as fmt
+from preprocessing.report import read_refused
+from ssl3d.data.objects import open_objects
 from ssl3d.data.store import Store, open_store
 
 Section = tuple[str, list[tuple[str, str]]]
@@ -24,21 +24,21 @@ def inspect(store: str | Path, html: str | Path | None = None) -> str:
     Raises FileNotFoundError naming a store that is not there.
     """
     opened = open_store(store)
-    sections = _sections(opened, Path(store))
+    sections = _sections(opened)
     if html is not None:
         picture = montage(opened) if len(opened) else b""
         Path(html).write_text(_page(str(store), sections, picture), encoding="utf-8")
     return "\n".join(line for title, rows in sections for line in [title, *(f"  {k}: {v}" for k, v in rows)])
 
 
-def _sections(store: Store, root: Path) -> list[Section]:
+def _sections(store: Store) -> list[Section]:
     sections = [("volumes", _volumes(store))]
     if len(store):
         sections.append(("spacing and size", _geometry(store)))
         sections.append(("intensity", _intensity(store)))
     flags = Counter(flag for row in store.index["flags"] for flag in row)
     sections.append(("flags", _counts(flags) or [("none", "no volume is flagged")]))
-    refused = _refused(root)
+    refused = Counter(reason for _, reason, _ in read_refused(open_objects(store.path)))
     sections.append(("refused", _counts(refused) or [("none", "nothing was refused")]))
     return sections
 
@@ -82,14 +82,6 @@ def _intensity(store: Store) -> list[tuple[str, str]]:
         for key in ("percentile_00_5", "percentile_50", "percentile_99_5", "mean", "std"):
             rows.append((f"{modality} foreground {key}", _spread(channel[key] for channel in channels)))
     return rows
-
-
-def _refused(root: Path) -> Counter[str]:
-    file = root / fmt.REFUSED_FILE
-    if not file.is_file():
-        return Counter()
-    with file.open(encoding="utf-8", newline="") as handle:
-        return Counter(row["reason"] for row in csv.DictReader(handle))
 
 
 def _counts(counter: Counter[str]) -> list[tuple[str, str]]:
