@@ -62,15 +62,16 @@ def _whole_share(sample: np.ndarray) -> float:
 def ct_confidence(sample: np.ndarray) -> float:
     """How much a sample of values looks like HU, 0 to 1: the sum of what speaks for it.
 
-    0.40 air or lung: 0.5 % of the voxels within -1200..-700; 0.30 a peak of soft tissue: 2 % within -150..150, and more
-    than within -600..-300, where hardly any tissue lies; 0.15 whole numbers; 0.15 extremes that scanners store.
+    0.40 air or lung: 0.5 % of the voxels within -1200..-700, and half as many as within -600..-300, where hardly any
+    tissue lies; 0.30 a peak of soft tissue: 2 % within -150..150, and more than in between; 0.15 whole numbers; 0.15
+    extremes that scanners store.
     """
     if sample.size == 0 or sample.min() < -32768 or sample.max() > 32767:
         return 0.0
     air = float(np.mean((sample >= -1200) & (sample <= -700)))
     between = float(np.mean((sample > -600) & (sample < -300)))
     tissue = float(np.mean((sample >= -150) & (sample <= 150)))
-    confidence = 0.40 * min(1.0, air / 0.005)
+    confidence = 0.40 * min(1.0, air / 0.005, 2.0 * air / max(between, 1e-9))
     if tissue >= 0.02 and tissue > between:
         confidence += 0.30
     confidence += 0.15 * _whole_share(sample)
@@ -103,7 +104,7 @@ def infer(values: np.ndarray) -> Guess:
 
 def _lost_offset(sample: np.ndarray) -> bool:
     """Whether values are HU + 1024: air at 0, and at 1024 a peak of soft tissue too narrow for MR."""
-    if sample.min() < 0 or ct_confidence(sample - _CT_OFFSET) < SURE:
+    if np.mean(sample < -100) > 0.01 or ct_confidence(sample - _CT_OFFSET) < SURE:
         return False
     solid = sample[sample > 500] - _CT_OFFSET
     return bool(solid.size) and float(np.mean((solid > -150) & (solid < 150))) > 0.6
