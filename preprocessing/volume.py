@@ -126,7 +126,7 @@ def _channel(image: Canonical, index: int, modality: str, axes: list[AxisGrid]) 
 
 
 def _finite(values: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """(values, voxels that are not finite or None). Raises Refusal `not_finite` when they are most of them."""
+    """(values, voxels that are not finite or None). Raises Refusal `not_finite` or `mostly_not_finite`."""
     if values.dtype.kind != "f":
         return values, None
     missing = ~np.isfinite(values)
@@ -134,7 +134,7 @@ def _finite(values: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray | No
     if share == 1.0:
         raise Refusal("not_finite", f"{where}no voxel holds a finite value")
     if share > MAX_NOT_FINITE:
-        raise Refusal("not_finite", f"{where}{share:.0%} of the voxels are not finite, at most half may be")
+        raise Refusal("mostly_not_finite", f"{where}{share:.0%} of the voxels are not finite, at most half may be")
     return values, missing if share > 0 else None
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from preprocessing import isolation, readers
 from preprocessing.geometry import Scan
 from preprocessing.lock import confirm
+from preprocessing.plausible import check_values
 from preprocessing.refusal import Refusal
 from preprocessing.source import Source
 from preprocessing.volume import Spacing, build
@@ -44,10 +45,10 @@ class Outcome:
     refusal: Refusal | None = None
 
 
-def scans_of(source: Source, frames: Sequence[int]) -> Iterator[Scan]:
+def scans_of(source: Source, frames: Sequence[int], settings: Settings) -> Iterator[Scan]:
     """The scans of a source in turn: its series, its stacked channels, or the given frames of its file."""
     if source.series:
-        yield readers.read_series(source.paths)
+        yield readers.read_series(source.paths, source.selection, settings.allow_gaps)
     elif source.channels:
         yield readers.stack_channels([scan for path in source.paths for scan in readers.read(path)])
     else:
@@ -98,7 +99,7 @@ def convert_here(source: Source, settings: Settings) -> list[Outcome]:
     done = 0
     try:
         label = _label_of(source) if missing else None
-        for frame, scan in zip(missing, scans_of(source, missing)):
+        for frame, scan in zip(missing, scans_of(source, missing, settings)):
             outcomes.append(_convert_scan(ids[frame], source, scan, label, settings))
             done += 1
     except Refusal as refusal:
@@ -109,6 +110,7 @@ def convert_here(source: Source, settings: Settings) -> list[Outcome]:
 def _convert_scan(volume_id: str, source: Source, scan: Scan, label: Scan | None, settings: Settings) -> Outcome:
     """Build and write one volume."""
     try:
+        check_values(scan)
         volume = build(volume_id, source, scan, label, settings.spacing, settings.modality)
     except Refusal as refusal:
         return Outcome(volume_id, refusal)
