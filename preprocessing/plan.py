@@ -26,10 +26,10 @@ def find_sources(arguments: Sequence[str | Path], key: bytes, skip: Sequence[Pat
     Raises FileNotFoundError or ValueError naming a source that is missing or empty.
     """
     discovery = Discovery(key, {folder.resolve() for folder in skip})
-    found: dict[tuple[Path, ...], Source] = {}
+    found: dict[tuple[object, ...], Source] = {}
     for argument in arguments:
         for source in discovery.of(argument):
-            place = tuple(path.resolve() for path in source.paths)
+            place = (*(path.resolve() for path in source.paths), *source.selection, source.problem is None)
             earlier = found.setdefault(place, source)
             earlier.named = earlier.named or source.named
     return list(found.values())
@@ -132,7 +132,7 @@ def median_spacing(sources: Sequence[Source]) -> Spacing:
             continue
         try:
             if source.series:
-                shape, affine = dicom.series_geometry(source.paths)
+                shape, affine = dicom.series_geometry(source.paths, source.selection)
             else:
                 header = readers.header(source.paths[0])
                 shape, affine = header.shape, header.affine

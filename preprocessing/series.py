@@ -1,68 +1,211 @@
-"""DICOM files -> sources, grouped by what they state and never by their names."""
+"""DICOM files -> sources, grouped by what they state and never by their names.
+
+Nothing that identifies leaves this module but in memory: sources are called by hashes under the user's key, and only
+`shown`, which is printed and never stored, holds the path as the user typed it.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from preprocessing.readers import dicom
+from preprocessing.geometry import FEW_SLICES_BELOW, MIN_SLICES
+from preprocessing.readers import dicom_header
+from preprocessing.readers.dicom_header import Object, Picture
 from preprocessing.refusal import Refusal
 from preprocessing.source import Root, Source, clean_id
+from preprocessing.stacks import Stack, split
 from preprocessing.subjects import Patients, digits
 from ssl3d.data.subjects import hash_subject
 
+FEWEST_DERIVED = 8  # slices; fewer reformatted or computed pictures are single images, not a volume
+_MOST_SCOUT_SLICES = 32  # a series called scout or survey that has more is a scan
+
+
+@dataclass
+class _Series:
+    """One series of one patient: its objects, and how many files repeat one of them."""
+
+    objects: list[Object] = field(default_factory=list)
+    copies: list[Path] = field(default_factory=list)
+    sources: list[Source] = field(default_factory=list)
+
 
 def group(files: Mapping[Path, Root], key: bytes, patients: Patients) -> list[Source]:
-    """DICOM files, each with the source it was found in, as sources; an instance that is met twice counts once.
+    """DICOM files, each with the source it was found in, as sources: one a volume, in a stable order.
 
-    All files of a run come together: a series may lie in several folders, or be named file by file.
+    All files of a run come together: a series may lie in several folders, or be named file by file. Of files that hold
+    the same instance (by its UID and its place) the first counts. Objects without pixels are passed over.
     """
-    groups: dict[str, dict[str, tuple[Path, dicom.Identity]]] = {}
-    found = []
-    for file, root in files.items():
+    grouping = _Grouping(files, key, patients)
+    images: dict[tuple[str, str], _Series] = {}
+    labels: list[Object] = []
+    seen: set[tuple[object, ...]] = set()
+    for file in files:
         try:
-            identity = dicom.identify(file)
+            found = dicom_header.describe(file)
         except Refusal as refusal:
-            found.append(_refused(file, root, refusal))
+            grouping.refuse(file, refusal)
             continue
-        if identity is not None:
-            groups.setdefault(identity.series, {}).setdefault(identity.instance, (file, identity))
-    shared = [next(iter(members.values()))[0].parent for members in groups.values()]
-    for instances in groups.values():
-        members = sorted(instances.values(), key=lambda item: item[0])
-        first, identity = members[0]
-        raw = identity.patient or identity.study
-        subject = patients.of(first, first.parent.name) or hash_subject(raw, key)
-        series = digits(identity.series, key)
-        root = files[first]
-        place = first if root.named or shared.count(first.parent) > 1 else first.parent
-        scrub = [identity.patient, *re.split(r"[\^\s,=]+", identity.name)]
-        found.append(
-            Source(
-                id=clean_id(f"{subject}_{identity.modality}_{series[:8]}"),
-                name=_scrubbed(root.name(place), scrub, subject),
-                shown=root.shown(place),
-                public=f"dicom-{series}",
-                paths=[path for path, _ in members],
-                subject=subject,
-                session=f"ses-{digits(identity.study, key)[:12]}",
-                folder="",
-                raw_subject=identity.patient,
-                series=True,
-                named=root.named,
-            )
+        if found.kind == dicom_header.IMAGE:
+            series = images.setdefault((found.patient, found.series), _Series())
+            identity = _identity(found)
+            if identity in seen:
+                series.copies.append(file)
+            else:
+                seen.add(identity)
+                series.objects.append(found)
+        elif found.kind == dicom_header.CONTOURS:
+            grouping.refuse(file, Refusal("contours"))
+        elif found.kind == dicom_header.SEGMENTATION:
+            labels.append(found)
+    inside = Counter(parent for series in images.values() for parent in {item.file.parent for item in series.objects})
+    grouping.crowded = {parent for parent, count in inside.items() if count > 1}
+    for series in images.values():
+        grouping.add(series)
+    grouping.attach(labels, images)
+    return grouping.sources
+
+
+def _identity(found: Object) -> tuple[object, ...]:
+    """What two files share when one is a copy of the other, compressed differently or not."""
+    first = found.pictures[0]
+    return (found.instance or str(found.file), first.position, first.axes, first.shape, len(found.pictures))
+
+
+@dataclass
+class _Grouping:
+    """Makes sources of series. `crowded`: folders that hold several series, whose files are shown one by one."""
+
+    files: Mapping[Path, Root]
+    key: bytes
+    patients: Patients
+    sources: list[Source] = field(default_factory=list)
+    crowded: set[Path] = field(default_factory=set)
+
+    def refuse(self, file: Path, refusal: Refusal) -> None:
+        """A file that belongs to no volume."""
+        root = self.files[file]
+        name = f"dicom-{digits(root.name(file), self.key)}"
+        shown = root.shown(file)
+        self.sources.append(Source("", name, shown, name, [file], "", "", "", named=root.named, problem=refusal))
+
+    def add(self, series: _Series) -> None:
+        """The volumes of a series, and what of it is refused."""
+        scans = [found for found in series.objects if found.problem is None]
+        reasons: dict[str, list[Object]] = {}
+        for found in series.objects:
+            if found.problem is not None:
+                reasons.setdefault(found.problem.reason, []).append(found)
+        for reason, members in sorted(reasons.items()):
+            source = self._source(members, [found.file for found in members], f"x-{reason}")
+            source.problem = members[0].problem
+            self.sources.append(source)
+        if scans:
+            stacks = split([picture for found in scans for picture in found.pictures])
+            series.sources = self._volumes(scans, stacks)
+            self.sources += series.sources
+        if series.copies:
+            copied = self._source(series.objects, series.copies, "x-copies")
+            copied.problem = Refusal("duplicate", f"{len(series.copies)} files repeat pictures of the same series that"
+                                     " were found before, by their SOP instance")  # fmt: skip
+            self.sources.append(copied)
+
+    def _volumes(self, scans: list[Object], stacks: list[Stack]) -> list[Source]:
+        """One source a stack; a series that falls apart into directions too thin for any volume is one refusal."""
+        sizes = [len(stack.pictures) for stack in stacks]
+        called_scout = any(found.localiser_by_name for found in scans)
+        thin = [stack for stack in stacks if not stack.pictures[0].mosaic]
+        if called_scout and max(sizes) < _MOST_SCOUT_SLICES and thin == stacks:
+            return [self._refused(scans, Refusal("localiser"))]
+        if len(stacks) >= 3 and max(sizes) < FEW_SLICES_BELOW and thin == stacks and _three_planes(stacks):
+            return [self._refused(scans, Refusal("localiser", "few slices in each of three planes: a localiser"))]
+        if len(stacks) > 1 and max(sizes) < MIN_SLICES and thin == stacks:
+            counts = ", ".join(str(size) for size in sizes)
+            detail = f"the series has slices in {len(stacks)} directions or sizes ({counts}): none makes a volume"
+            return [self._refused(scans, Refusal("mixed_orientation", detail))]
+        out = []
+        for stack in stacks:
+            source = self._source(scans, sorted({picture.file for picture in stack.pictures}), stack.suffix)
+            source.selection = _selection(source.paths, stack.pictures, scans)
+            derived = any("DERIVED" in picture.image_type[:1] for picture in stack.pictures)
+            if derived and len(stack.pictures) < FEWEST_DERIVED and stack in thin:
+                source.problem = Refusal("derived", f"{len(stack.pictures)} derived slices are no scan")
+            out.append(source)
+        return out
+
+    def _refused(self, scans: list[Object], refusal: Refusal) -> Source:
+        source = self._source(scans, [found.file for found in scans], "")
+        source.problem = refusal
+        return source
+
+    def _source(self, objects: Sequence[Object], paths: list[Path], suffix: str) -> Source:
+        """A source of the given files of a series."""
+        found, paths = objects[0], sorted(paths)
+        first = paths[0]
+        root = self.files[first]
+        subject = self.patients.of(first, first.parent.name) or hash_subject(found.patient or found.study, self.key)
+        series = digits(f"{found.patient}\n{found.series}" if found.patient else found.series, self.key)
+        name = f"dicom-{series}{'-' if suffix else ''}{suffix}"
+        place = first if root.named or first.parent in self.crowded else first.parent
+        return Source(
+            id=clean_id(f"{subject}_{found.modality}_{series[:8]}{'_' if suffix else ''}{suffix}"),
+            name=name,
+            shown=root.shown(place) + (f" ({suffix})" if suffix and not suffix.startswith("x-") else ""),
+            public=name,
+            paths=paths,
+            subject=subject,
+            session=f"ses-{digits(found.study, self.key)[:12]}",
+            folder="",
+            raw_subject=found.patient,
+            series=True,
+            named=any(self.files[path].named for path in paths),
         )
-    return found
+
+    def attach(self, labels: Iterable[Object], images: Mapping[tuple[str, str], _Series]) -> None:
+        """Give segmentations to the volumes of the series they name, else of the only one in their frame of reference.
+
+        One that fits none is refused, and so is a second one of the same volume.
+        """
+        for label in sorted(labels, key=lambda found: found.file):
+            fitting = [series for (_, uid), series in images.items() if uid in label.references]
+            if not label.references:
+                fitting = [series for series in images.values() if _in_frame(series, label.frame_of_reference)]
+                fitting = fitting if len(fitting) == 1 else []
+            sources = [source for series in fitting for source in series.sources if source.problem is None]
+            free = [source for source in sources if source.label is None]
+            for source in free:
+                source.label, source.classes = label.file, {0: "background"} | label.classes
+            if not sources:
+                self.refuse(label.file, Refusal("label_without_image"))
+            elif not free:
+                self.refuse(label.file, Refusal("duplicate", "another segmentation of the same series was taken"))
 
 
-def _refused(path: Path, root: Root, refusal: Refusal) -> Source:
-    named = root.named
-    return Source("", root.name(path), root.shown(path), path.name, [path], "", "", "", named=named, problem=refusal)
+def _in_frame(series: _Series, frame_of_reference: str) -> bool:
+    return bool(frame_of_reference) and any(
+        found.frame_of_reference == frame_of_reference for found in series.objects if found.problem is None
+    )
 
 
-def _scrubbed(name: str, identifiers: Sequence[str], subject: str) -> str:
-    """`name` whose parts that hold an identifier of the patient are replaced by the pseudonym."""
-    known = [word.lower() for word in identifiers if len(word) >= 3]
-    parts = [subject if any(word in part.lower() for word in known) else part for part in name.split("/")]
-    return "/".join(parts)
+def _three_planes(stacks: Sequence[Stack]) -> bool:
+    """Whether stacks look along three directions that are more across than along each other."""
+    normals: list[Picture] = []
+    for stack in stacks:
+        first = stack.pictures[0]
+        if first.axes is not None and all(abs(float(first.normal @ other.normal)) < 0.7 for other in normals):
+            normals.append(first)
+    return len(normals) >= 3
+
+
+def _selection(paths: Sequence[Path], pictures: Sequence[Picture], scans: Sequence[Object]) -> list[tuple[int, ...]]:
+    """Of each file the frames that belong to a volume; [] when that is all of them."""
+    whole = {found.file: len(found.pictures) for found in scans}
+    chosen: dict[Path, list[int]] = {path: [] for path in paths}
+    for picture in pictures:
+        chosen[picture.file].append(picture.frame)
+    if all(len(chosen[path]) == whole[path] for path in paths):
+        return []
+    return [tuple(sorted(chosen[path])) for path in paths]

@@ -16,6 +16,7 @@ class Source:
     `name`: for refused.csv, relative, without identifiers; `shown`: as the user typed it; `public`: the `source`
     attribute of the volumes. `channels`: the files (or the frames of the one file) are channels of one volume.
     `raw_subject`: what targets and split files may call the subject; it is not written to the store.
+    `series`: DICOM; `selection`: of each of its files, the frames that belong to the volume ([] for all of them).
     `problem`: why it cannot be converted, known already.
     """
 
@@ -29,6 +30,7 @@ class Source:
     folder: str
     raw_subject: str = ""
     series: bool = False
+    selection: list[tuple[int, ...]] = field(default_factory=list)
     channels: bool = False
     frames: int = 1
     modality: list[str | None] | None = None

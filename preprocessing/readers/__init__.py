@@ -88,12 +88,10 @@ def read(path: Path, frames: Sequence[int] | None = None) -> Iterator[Scan]:
         raise _reason(error, [path]) from error
 
 
-def read_series(paths: Sequence[Path]) -> Scan:
-    """The volume of a DICOM series, whose files may come in any order. Raises Refusal."""
+def read_series(paths: Sequence[Path], selection: dicom.Selection | None = None, allow_gaps: bool = False) -> Scan:
+    """One volume of DICOM files, which may come in any order. Raises Refusal. See `dicom.read_series`."""
     try:
-        for path in paths:
-            sniff.check_is_file(path)
-        return dicom.read_series(paths)
+        return dicom.read_series(paths, selection, allow_gaps)
     except _FAILURES as error:
         raise _reason(error, paths) from error
 
