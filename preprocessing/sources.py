@@ -15,7 +15,7 @@ from preprocessing.source import Root, Source, clean_id
 from preprocessing.subjects import Patients
 from ssl3d.data.subjects import hash_subject
 
-FORMATS = "NIfTI, DICOM, NRRD, MetaImage and MGH files are read"
+FORMATS = "NIfTI, DICOM, NRRD, MetaImage, MGH and MINC files are read"
 # Neither images nor worth a look inside; every other unknown file is opened to see whether it is DICOM.
 _NO_IMAGES = frozenset(
     f".{extension}"
@@ -51,6 +51,7 @@ class Discovery:
         return found
 
     def _file(self, path: Path) -> list[Source]:
+        path = readers.header_file(path)
         if split_extension(path.name)[1]:
             return [self._plain(path, path.parent, str(path))]
         found = {path: Root(path.parent, str(path.parent))} if _may_be_dicom(path, force=True) else {}
@@ -67,15 +68,23 @@ class Discovery:
             return self._dataset(root.parent, root, typed, (root.name,))
         found: list[Source] = []
         pictures: list[Path] = []
+        disguised: list[Path] = []
         for folder, files in self._walk(root):
+            if folder != root and split_extension(folder.name)[1]:
+                disguised.append(folder)
             if folder != root and datasets.is_dataset(folder):
                 found += self._dataset(folder, root, typed, datasets.IMAGE_FOLDERS)
                 continue
             for file in files:
                 if split_extension(file.name)[1]:
-                    found.append(self._plain(file, root, typed))
+                    if readers.header_file(file) == file:  # an .img comes with its .hdr
+                        found.append(self._plain(file, root, typed))
                 elif _may_be_dicom(file):
                     pictures.append(file)
+        reached = [*pictures, *(path for source in found for path in source.paths)]
+        for folder in disguised:  # unpackers make x.nii/x.nii: only a folder without any scan pretends to be one
+            if not any(path.is_relative_to(folder) for path in reached):
+                found.append(self._refused(folder, root, typed, Refusal("not_a_file")))
         return found + series.group(dict.fromkeys(pictures, Root(root, typed)), self.key, self.patients)
 
     def _walk(self, root: Path) -> Iterator[tuple[Path, list[Path]]]:
@@ -158,11 +167,13 @@ def _channel_problem(case: datasets.Case, frames: int, expected: int) -> Refusal
 
 
 def _may_be_dicom(path: Path, force: bool = False) -> bool:
-    """By extension, else (for names that say nothing) by the magic word inside."""
+    """By extension, else (for names that say nothing) by the magic word inside; a pipe or device is not opened."""
     suffix = path.suffix.lower()
     if suffix in dicom.EXTENSIONS:
         return True
-    return (force or suffix not in _NO_IMAGES) and dicom.is_dicom(path)
+    if (suffix in _NO_IMAGES and not force) or not path.is_file() or not os.access(path, os.R_OK):
+        return False
+    return dicom.is_dicom(path)
 
 
 def _typed_root(folder: Path, root: Path, typed: str) -> str:
