@@ -20,6 +20,7 @@ _SPIKE = 10.0  # times as frequent as the values around it
 _CIRCLE_SHARES = (0.02, 0.40)  # of a slice that lies outside its circle; 0.215 when the circle touches the four edges
 _CIRCLE_OVERLAP = 0.95  # intersection over union with the outside of a circle
 _BORDER_SHARE = 0.005  # of the faces of a volume that a blanked region covers at least
+_SPECKS = 0.002  # of a blanked region; more single voxels of another value make it a measured background
 _BLOCKS_FROM = 16  # voxels; a thinner axis is looked at voxel by voxel
 _BLANK_SHARE = 0.005  # of the volume, likewise
 
@@ -87,8 +88,10 @@ def blanked(values: np.ndarray, modality: str) -> np.ndarray | None:
         constant = constants[place]
         if counts[place] < _BORDER_SHARE * faces.size or (modality == "ct" and constant < _ABOVE_AIR):
             continue
-        region = _reaching_border(values == constant)
-        if region.sum() >= _BLANK_SHARE * values.size:
+        same = values == constant
+        region = _reaching_border(same)
+        size = int(region.sum())
+        if size >= _BLANK_SHARE * values.size and _specks(same) <= _SPECKS * size:
             total = region if total is None else total | region
     return total
 
@@ -113,6 +116,16 @@ def _reaching_border(same: np.ndarray) -> np.ndarray:
     for axis, (step, n) in enumerate(zip(steps, same.shape)):
         region = np.repeat(_dilated(region, axis), step, axis=axis).take(np.arange(n), axis=axis)
     return region & same
+
+
+def _specks(same: np.ndarray) -> int:
+    """Voxels outside a mask whose neighbours are all inside it: what noise leaves in a background that rounds to 0."""
+    around = ~same
+    for axis in range(3):
+        inner, moved = np.moveaxis(around, axis, 0), np.moveaxis(same, axis, 0)
+        inner[1:] &= moved[:-1]
+        inner[:-1] &= moved[1:]
+    return int(around.sum())
 
 
 def _dilated(mask: np.ndarray, axis: int) -> np.ndarray:
