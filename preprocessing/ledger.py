@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from preprocessing.source import Source
-from preprocessing.sources import assign_unique_ids
 from ssl3d.data.objects import Objects
 
 LEDGER_FILE = "conversion.json"
@@ -93,31 +91,3 @@ def made_with(source: Source, modality: str) -> str:
     classes = sorted(source.classes.items()) if source.label is not None else []
     stated = [modality, label, classes, source.ignore, sorted(source.targets.items()), source.subject]
     return hashlib.blake2b(json.dumps(stated).encode(), digest_size=12).hexdigest()
-
-
-def settle_ids(
-    sources: Sequence[Source], digests: Sequence[str], entries: Mapping[str, Entry], held: AbstractSet[str]
-) -> None:
-    """Make ids unique in place: what the ledger knows keeps its id, what is new gets one that no other has.
-
-    `digests`: contents of the sources. `held`: ids of the ledger whose volumes are in the store, or left out of it as
-    duplicates; only these are denied to others.
-    """
-    known: dict[tuple[str, str], list[str]] = {}
-    for source_id, entry in entries.items():
-        known.setdefault((entry.name, entry.content), []).append(source_id)
-    fresh: list[int] = []
-    taken = dict.fromkeys(held, "")
-    for number, (source, digest) in enumerate(zip(sources, digests)):
-        ids = known.get((name_digest(source), digest))
-        if ids and source.problem is None:
-            source.id = ids.pop(0)
-            taken[source.id] = ""
-        else:
-            fresh.append(number)
-    assign_unique_ids([sources[k] for k in fresh], taken, [digests[k] for k in fresh])
-
-
-def name_digest(source: Source) -> str:
-    """Digest of what a source is called before ids are made unique; folders may be named after patients."""
-    return hashlib.blake2b(f"{source.folder}/{source.id}".encode(), digest_size=6).hexdigest()

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from preprocessing.ledger import Ledger, content_digest, settle_ids
+from preprocessing.ids import settle_ids
+from preprocessing.ledger import Ledger, content_digest
 from preprocessing.lock import exclusive
 from preprocessing.machine import default_workers
 from preprocessing.plan import attach_labels, attach_targets, find_sources, parse_spacing

@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from preprocessing.cluster import run_jobs
 from preprocessing.duplicates import exact_duplicates, near_duplicates
-from preprocessing.ledger import Entry, Ledger, made_with, name_digest, settle_ids
+from preprocessing.ids import name_digest, settle_ids
+from preprocessing.ledger import Entry, Ledger, made_with
 from preprocessing.machine import available_memory
 from preprocessing.plan import median_spacing
 from preprocessing.refusal import Refusal

@@ -38,7 +38,8 @@ def encode_array(array: np.ndarray, attributes: Mapping[str, Any]) -> tuple[dict
     own = {**attributes, "digest": digest}
     if "stored_bytes" in own:
         own["stored_bytes"] = sum(map(len, shards.values()))
-    metadata = _metadata(array.shape, array.dtype.str) | {"attributes": own}
+    shards_of = fmt.shard_shape(array.shape, array.dtype.itemsize)
+    metadata = _metadata(array.shape, shards_of, array.dtype.str) | {"attributes": own}
     return {**shards, METADATA: json.dumps(metadata).encode()}, digest
 
 
@@ -48,7 +49,7 @@ def blake2b(data: bytes) -> str:
 
 
 @lru_cache(maxsize=64)
-def _metadata(shape: tuple[int, ...], dtype: str) -> dict[str, Any]:
+def _metadata(shape: tuple[int, ...], shards: tuple[int, ...], dtype: str) -> dict[str, Any]:
     """zarr.json of an array of this shape, as zarr-python writes it, without attributes."""
     import zarr
     from zarr.codecs import BloscCodec, BytesCodec
@@ -61,7 +62,7 @@ def _metadata(shape: tuple[int, ...], dtype: str) -> dict[str, Any]:
         shape=shape,
         dtype=dtype,
         chunks=(1, fmt.CHUNK, fmt.CHUNK, fmt.CHUNK),
-        shards=fmt.shard_shape(shape, itemsize),
+        shards=shards,
         serializer=BytesCodec(endian="little") if itemsize > 1 else BytesCodec(),
         compressors=BloscCodec(typesize=itemsize, **fmt.BLOSC),  # type: ignore[arg-type]
         filters=None,
