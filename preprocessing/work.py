@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from preprocessing import isolation, readers
 from preprocessing.geometry import Scan
@@ -17,6 +18,8 @@ from preprocessing.refusal import Refusal
 from preprocessing.source import Source
 from preprocessing.volume import Spacing, build
 from ssl3d.data.write import is_committed, write_volume
+
+LABEL_REFUSED = "label_refused"  # flag: a DICOM SEG belongs to the scan and could not be used
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,8 @@ def scans_of(source: Source, frames: Sequence[int], settings: Settings) -> Itera
 
 
 def _label_of(source: Source) -> Scan | None:
-    """The label's file as read. Raises Refusal `label_unreadable` or `label_shape_mismatch`."""
-    if source.label is None:
+    """The label's file as read; None for a DICOM SEG. Raises Refusal `label_unreadable` or `label_shape_mismatch`."""
+    if source.label is None or _is_segmentation(source.label):
         return None
     try:
         scans = list(readers.read(source.label))
@@ -66,6 +69,22 @@ def _label_of(source: Source) -> Scan | None:
     if len(scans) != 1:
         raise Refusal("label_shape_mismatch", f"the label holds {len(scans)} volumes, its image one")
     return scans[0]
+
+
+def _is_segmentation(label: Path) -> bool:
+    """Whether a label is a DICOM SEG, which is read onto the grid of its scan."""
+    return not readers.split_extension(label.name)[1]
+
+
+def _segmentation_of(source: Source, scan: Scan) -> tuple[Scan | None, Refusal | None]:
+    """(label of the scan or None, why there is none). A SEG was found, not asked for: without it the scan is kept."""
+    if source.label is None or not _is_segmentation(source.label):
+        return None, None
+    try:
+        return readers.read_segmentation(source.label, scan), None
+    except Refusal as refusal:
+        scan.flags.append(LABEL_REFUSED)
+        return None, Refusal(refusal.reason, f"the scan is stored without its DICOM SEG: {refusal.detail}")
 
 
 def convert_source(source: Source, settings: Settings) -> list[Outcome]:
@@ -100,7 +119,10 @@ def convert_here(source: Source, settings: Settings) -> list[Outcome]:
     try:
         label = _label_of(source) if missing else None
         for frame, scan in zip(missing, scans_of(source, missing, settings)):
-            outcomes.append(_convert_scan(ids[frame], source, scan, label, settings))
+            segmentation, refusal = _segmentation_of(source, scan)
+            outcomes.append(_convert_scan(ids[frame], source, scan, segmentation if label is None else label, settings))
+            if refusal is not None and outcomes[-1].refusal is None:
+                outcomes.append(Outcome(ids[frame], refusal))
             done += 1
     except Refusal as refusal:
         outcomes += [Outcome(ids[frame], refusal) for frame in missing[done:]]

@@ -16,12 +16,13 @@ from nibabel.spatialimages import HeaderDataError
 
 from preprocessing import isolation
 from preprocessing.geometry import Scan, same_place
-from preprocessing.readers import dicom, metaimage, mgh, minc, nifti, nrrd, sniff
+from preprocessing.readers import dicom, dicom_seg, metaimage, mgh, minc, nifti, nrrd, sniff
 from preprocessing.readers.header import Header
 from preprocessing.readers.nifti import header_file
 from preprocessing.refusal import Refusal
 
-__all__ = ["Header", "header", "header_file", "read", "read_series", "split_extension", "stack_channels"]
+__all__ = ["Header", "header", "header_file", "read", "read_segmentation", "read_series",
+           "split_extension", "stack_channels"]  # fmt: skip
 
 _READERS = {extension: module for module in (nifti, mgh, nrrd, metaimage, minc) for extension in module.EXTENSIONS}
 _IN_C = (minc,)  # readers whose headers are parsed by a C library, which a hostile file may crash
@@ -94,6 +95,14 @@ def read_series(paths: Sequence[Path], selection: dicom.Selection | None = None,
         return dicom.read_series(paths, selection, allow_gaps)
     except _FAILURES as error:
         raise _reason(error, paths) from error
+
+
+def read_segmentation(path: Path, image: Scan) -> Scan:
+    """A DICOM SEG as the label of `image`, on its grid. Raises Refusal. See `dicom_seg.read_segmentation`."""
+    try:
+        return dicom_seg.read_segmentation(path, image)
+    except _FAILURES as error:
+        raise _reason(error, [path]) from error
 
 
 def stack_channels(scans: Sequence[Scan]) -> Scan:

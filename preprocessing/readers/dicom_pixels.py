@@ -61,7 +61,7 @@ def place(picture: Picture) -> Slice:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without pydicom's own log lines, which may quote values of the header, and without warnings."""
     logger = logging.getLogger("pydicom")
     before = logger.level
@@ -79,7 +79,7 @@ def read_file(path: Path, frames: Sequence[int] | None, pixels: bool = True) -> 
     these frames are decoded. Without `pixels` all values are zero. Raises Refusal.
     """
     check_file(path)
-    with _quiet():
+    with quiet():
         try:
             return _read_file(path, frames, pixels)
         except _BROKEN as error:
@@ -213,7 +213,7 @@ def tiles(data: pydicom.Dataset, whole: Slice, values: np.ndarray | None = None)
     The header places the mosaic as if it were one slice with the volume's centre: the first tile's corner lies half of
     the difference in size further in. Slices follow each other along the normal that the CSA header states.
     """
-    with _quiet():  # it announces itself as experimental
+    with quiet():  # it announces itself as experimental
         from nibabel.nicom import csareader
     try:
         csa = csareader.get_csa_header(data) or {}
