@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from preprocessing.cluster import run_jobs
-from preprocessing.duplicates import exact_duplicates, near_duplicates
+from preprocessing.duplicates import exact_duplicates, near_duplicates, write_duplicates
 from preprocessing.ids import name_digest, settle_ids
 from preprocessing.ledger import Entry, Ledger, made_with
 from preprocessing.machine import available_memory
@@ -29,6 +29,7 @@ from ssl3d.terminal import Meter, progress, say
 
 # Verdicts that may be the machine's fault, not the file's: what had them is tried once more, alone.
 _SECOND_CHANCE = ("worker_died", "too_large")
+_MOST_WARNINGS = 20  # pairs that look alike named on the screen; all are in duplicates.csv
 
 
 @dataclass(frozen=True)
@@ -203,9 +204,13 @@ class Run:
         remove_uncommitted(self.root)
 
     def _warn(self, table: pa.Table) -> None:
-        """Point out scans that look alike."""
-        for a, b, correlation in near_duplicates(self.root, decode_index(table, described=False)):
-            say(f"warning: {a} and {b} look alike (correlation {correlation:.3f}): one scan twice?")
+        """Point out scans that look alike, and list them in the store."""
+        found = near_duplicates(self.root, decode_index(table, described=False))
+        write_duplicates(self.objects, found)
+        for near in found[:_MOST_WARNINGS]:
+            say(f"warning: {near}: one scan twice?")
+        if len(found) > _MOST_WARNINGS:
+            say(f"warning: {len(found) - _MOST_WARNINGS} more pairs look alike: {self.root}/{fmt.DUPLICATES_FILE}")
 
     def _report(self, table: pa.Table) -> ConvertReport:
         """Count, write refused.csv, and say the last lines."""
