@@ -6,10 +6,9 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -18,6 +17,9 @@ from ssl3d.data.encode import METADATA
 from ssl3d.data.format import LabelInfo, VolumeAttributes
 from ssl3d.data.objects import Objects, in_parallel, open_objects
 from ssl3d.data.thumbnail_file import write_thumbnails
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _BATCH = 1024  # rows that are Python objects at a time
 _POOLED = ("count", "mean", "std", "clipped_mean", "clipped_std", "minimum", "maximum", "low", "high")
@@ -96,6 +98,8 @@ def decode_index(table: pa.Table, described: bool = True) -> pd.DataFrame:
 
     `described=False` leaves the json columns out, which take most of the time.
     """
+    import pandas as pd  # not above: workers that write volumes need no tables
+
     columns: dict[str, Any] = {}
     for name, kind in fmt.INDEX_COLUMNS.items():
         if kind == "json" and not described:
