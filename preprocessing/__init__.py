@@ -9,10 +9,17 @@ if TYPE_CHECKING:
     from preprocessing.inspection import inspect
     from preprocessing.pipeline import convert
     from preprocessing.report import ConvertReport
+    from preprocessing.verification import VerifyReport, verify
 
-__all__ = ["ConvertReport", "convert", "inspect"]
+__all__ = ["ConvertReport", "VerifyReport", "convert", "inspect", "verify"]
 
-_HOMES = {"ConvertReport": "report", "convert": "pipeline", "inspect": "inspection"}
+_HOMES = {
+    "ConvertReport": "report",
+    "VerifyReport": "verification",
+    "convert": "pipeline",
+    "inspect": "inspection",
+    "verify": "verification",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -145,7 +145,7 @@ def _unmeasured(
 
     A blanked surrounding of a single value is no reason to call the scan constant. Raises Refusal `constant`.
     """
-    spacing = spacing_of(image.affine)
+    spacing = spacing_of(image.affine).tolist()
     masks = [missing, image.invalid, *(find(values, spacing) for find in (padding, outside_circle) if modality == "ct")]
     invalid = _union(masks)
     measured = values if invalid is None else values[~invalid]

@@ -91,8 +91,14 @@ def _convert(o: argparse.Namespace) -> int:
 
 
 def _inspect(o: argparse.Namespace) -> int:
-    sys.stdout.write(_ours("preprocessing").inspect(o.store, html=o.html).rstrip() + "\n")
-    return 0
+    if not o.verify:
+        sys.stdout.write(_ours("preprocessing").inspect(o.store, html=o.html).rstrip() + "\n")
+        return 0
+    if o.html:
+        raise UsageError("--verify and --html are two things: ask for one after the other")
+    report = _ours("preprocessing").verify(o.store)
+    sys.stdout.write(report.text + "\n")
+    return report.exit_code
 
 
 def _train(o: argparse.Namespace) -> int:
@@ -230,7 +236,8 @@ def _verbs() -> dict[str, tuple[Callable[[argparse.Namespace], int], str, str, C
 
     def inspect(add: Add) -> None:
         add("store", metavar="STORE")
-        add("--html", metavar="FILE", help="write a page with a montage")
+        add("--html", metavar="FILE", help="write a page: histograms, the worst volumes, refusals, duplicates")
+        add("--verify", action="store_true", help="check every shard against its digest; 1 when one is damaged")
 
     def recipe(add: Add) -> None:
         add("recipe", metavar="RECIPE", help="a name (ssl3d recipes) or a YAML file")

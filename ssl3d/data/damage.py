@@ -9,7 +9,7 @@ from pathlib import Path
 from ssl3d.data import format as fmt
 from ssl3d.data.encode import METADATA, blake2b
 from ssl3d.data.format import VolumeAttributes
-from ssl3d.data.objects import LocalObjects, Objects, open_objects
+from ssl3d.data.objects import LocalObjects, Objects, StoreError, open_objects
 from ssl3d.data.thumbnail_file import THUMBNAIL_OBJECT
 
 
@@ -27,11 +27,21 @@ def damaged_objects(root: str | Path, volume_id: str) -> list[str]:
             continue
         for key, expected in digest.items():
             full = f"{folder}/{key}"
-            if not objects.exists(full) or blake2b(objects.get(full)) != expected:
+            if not _holds(objects, full, expected):
                 damaged.append(full)
         if kind == fmt.VOLUMES and not objects.exists(f"{folder}/{THUMBNAIL_OBJECT}"):
             damaged.append(f"{folder}/{THUMBNAIL_OBJECT}")
     return damaged
+
+
+def _holds(objects: Objects, key: str, expected: str) -> bool:
+    """Whether an object can be read and has the digest `expected`. Raises StoreError when the store is out of reach."""
+    try:
+        return blake2b(objects.get(key)) == expected
+    except StoreError:
+        raise
+    except OSError:  # missing, or on a bad sector
+        return False
 
 
 def _digest(objects: Objects, folder: str, kind: str) -> dict[str, str] | None:
