@@ -60,11 +60,12 @@ class Entry:
 
 @dataclass
 class Ledger:
-    """The settings of a store and the sources that went into it, by id."""
+    """The settings of a store and the sources that went into it, by id. `codes`: numbers of classes, by kind."""
 
     requested_spacing: Any = None
     spacing: Any = None
     entries: dict[str, Entry] = field(default_factory=dict)
+    codes: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, objects: Objects) -> Ledger:
@@ -72,7 +73,7 @@ class Ledger:
         try:
             data = json.loads(objects.get(LEDGER_FILE))
             entries = {name: Entry(**entry) for name, entry in data["entries"].items()}
-            return cls(data["requested_spacing"], data["spacing"], entries)
+            return cls(data["requested_spacing"], data["spacing"], entries, data.get("codes", {}))
         except FileNotFoundError:
             return cls()
         except (ValueError, TypeError, KeyError) as error:
@@ -89,5 +90,8 @@ def made_with(source: Source, modality: str) -> str:
     """Digest of all that decides how a source is converted, its image and the store's spacing aside."""
     label = content_digest([source.label]) if source.label is not None else ""
     classes = sorted(source.classes.items()) if source.label is not None else []
+    if source.masks:  # classes that other sources bring later do not change this one
+        label = content_digest([path for _, path in sorted(source.masks.items())])
+        classes = sorted((value, name) for value, name in source.classes.items() if name in source.masks)
     stated = [modality, label, classes, source.ignore, sorted(source.targets.items()), source.subject]
     return hashlib.blake2b(json.dumps(stated).encode(), digest_size=12).hexdigest()

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from preprocessing.ids import settle_ids
-from preprocessing.ledger import Ledger, content_digest
+from preprocessing.archives import Scratch
+from preprocessing.ledger import content_digest
 from preprocessing.lock import exclusive
 from preprocessing.machine import default_workers
 from preprocessing.plan import attach_labels, attach_targets, find_sources, parse_spacing
+from preprocessing.rehearsal import rehearse
 from preprocessing.report import ConvertReport
 from preprocessing.run import Options, Run
-from preprocessing.source import Source
 from preprocessing.subjects import load_key
 from ssl3d.data import format as fmt
 from ssl3d.data.encode import METADATA
@@ -67,31 +67,20 @@ def convert(
         memory_bytes=None if memory is None else int(memory * 2**30),
     )
     _check_arguments(arguments, objects, modality, {"--workers": workers, "--timeout": timeout, "--memory": memory})
-    with _stoppable(objects.root):
-        found = _find(arguments, None if is_url(store) else local_path(store), labels, targets, subject_key)
-        digests = list(in_parallel(lambda source: content_digest(source.paths), found))
+    with _stoppable(objects.root), Scratch(store, rehearsal=dry_run) as scratch:
+        place = None if is_url(store) else local_path(store)
+        key = load_key(subject_key, place, keep=not dry_run)
+        skip = [folder for folder in (place, None if labels is None else Path(labels)) if folder is not None]
+        found = find_sources(arguments, key, skip, scratch, say)
+        if labels is not None:
+            attach_labels(found, Path(labels))
+        if targets is not None:
+            attach_targets(found, Path(targets))
         if dry_run:
-            return _rehearse(found, digests, objects)
+            return rehearse(found, objects)
+        digests = list(in_parallel(lambda source: content_digest(source.paths), found))
         with exclusive(str(store)) as token:
             return Run(str(store), token, found, digests, options).convert()
-
-
-def _find(
-    arguments: Sequence[str | Path],
-    root: Path | None,
-    labels: str | Path | None,
-    targets: str | Path | None,
-    subject_key: str | Path | None,
-) -> list[Source]:
-    """The sources, with labels and targets. `root`: the store when it lies on a disk."""
-    key = load_key(subject_key, root)
-    skip = [folder for folder in (root, None if labels is None else Path(labels)) if folder is not None]
-    found = find_sources(arguments, key, skip)
-    if labels is not None:
-        attach_labels(found, Path(labels))
-    if targets is not None:
-        attach_targets(found, Path(targets))
-    return found
 
 
 @contextlib.contextmanager
@@ -132,23 +121,3 @@ def _check_arguments(
         raise ValueError(f"{objects.root} is a file: choose an empty or a new path for the store")
     if not objects.exists(METADATA):
         check_new(objects.root)
-
-
-def _rehearse(found: list[Source], digests: Sequence[str], objects: Objects) -> ConvertReport:
-    """List what a run would make."""
-    ledger = Ledger.load(objects)
-    settle_ids(found, digests, ledger.entries, ledger.entries.keys())
-    report = ConvertReport()
-    for source in found:
-        if source.problem is not None:
-            report.refused.append((source.shown, source.problem.reason))
-            report.named_refused |= source.named
-            say(f"would refuse {source.shown}: {source.problem}")
-            continue
-        ids = source.volume_ids()
-        report.converted += len(ids)
-        label = "labelled" if source.label is not None else "unlabelled"
-        listed = ids[0] if len(ids) == 1 else f"{ids[0]} ... {ids[-1]}"
-        say(f"would make {listed} from {source.shown} ({label}, subject {source.subject})")
-    say(f"would convert {report.converted}, refuse {len(report.refused)}")
-    return report

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from preprocessing import datasets, readers
+from preprocessing import datasets
+from preprocessing.archives import Scratch
+from preprocessing.drafts import Names
 from preprocessing.geometry import canonical_grid, spacing_of
 from preprocessing.readers import dicom, split_extension
 from preprocessing.refusal import Refusal
@@ -20,19 +22,19 @@ from preprocessing.volume import Spacing
 SPACINGS = ("iso1", "median", "keep")
 
 
-def find_sources(arguments: Sequence[str | Path], key: bytes, skip: Sequence[Path]) -> list[Source]:
-    """All sources in the order given; a file that is reached twice counts once. `skip`: folders not to look into.
+def find_sources(
+    arguments: Sequence[str | Path], key: bytes, skip: Sequence[Path], scratch: Scratch, say: Callable[[str], None]
+) -> list[Source]:
+    """All sources, each once, in an order that is not that of the arguments; `say` gets what was found, line by line.
 
+    `skip`: folders not to look into. `scratch`: where archives are unpacked.
     Raises FileNotFoundError or ValueError naming a source that is missing or empty.
     """
-    discovery = Discovery(key, {folder.resolve() for folder in skip})
-    found: dict[tuple[object, ...], Source] = {}
+    left_out = frozenset(folder.resolve() for folder in (*skip, scratch.path))
+    discovery = Discovery(Names(key), left_out, scratch, say)
     for argument in arguments:
-        for source in discovery.of(argument):
-            place = (*(path.resolve() for path in source.paths), *source.selection, source.problem is None)
-            earlier = found.setdefault(place, source)
-            earlier.named = earlier.named or source.named
-    return list(found.values())
+        discovery.add(argument)
+    return discovery.finish()
 
 
 def attach_labels(sources: Sequence[Source], folder: Path) -> None:
@@ -56,10 +58,10 @@ def attach_labels(sources: Sequence[Source], folder: Path) -> None:
     matched = 0
     for source in sources:
         label = next(
-            (labels[name] for name in (source.session, source.raw_subject, _stem(source)) if name in labels), None
+            (labels[name] for name in (source.case, source.raw_subject, _stem(source)) if name in labels), None
         )
         if label is not None:
-            source.label, source.classes, source.ignore = label, dict(classes), ignore
+            source.label, source.masks, source.classes, source.ignore = label, {}, dict(classes), ignore
             matched += 1
     if matched == 0:
         raise ValueError(f"--labels {folder}: no file there has the name of a source, such as {_example(sources)}")
@@ -102,10 +104,10 @@ def attach_targets(sources: Sequence[Source], file: Path) -> None:
         rows[name] = rows[split_extension(name)[0]] = values
     matched = False
     for source in sources:
-        names = (source.id, source.session, source.public, _stem(source), source.raw_subject, source.subject)
+        names = (source.id, source.case, source.public, _stem(source), source.raw_subject, source.subject)
         row = next((rows[name] for name in names if name and name in rows), None)
         if row is not None:
-            source.targets, matched = row, True
+            source.targets, matched = source.targets | row, True
     if not matched:
         raise ValueError(f"--targets {file}: its first column names no source, such as {_example(sources)}")
 
@@ -133,9 +135,10 @@ def median_spacing(sources: Sequence[Source]) -> Spacing:
         try:
             if source.series:
                 shape, affine = dicom.series_geometry(source.paths, source.selection)
+            elif source.header is not None:
+                shape, affine = source.header.shape, source.header.affine
             else:
-                header = readers.header(source.paths[0])
-                shape, affine = header.shape, header.affine
+                continue
             spacings.append(spacing_of(canonical_grid(affine, shape)[1]))
         except Refusal:
             continue  # the worker that reads it will say so

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from preprocessing.cluster import run_jobs
+from preprocessing.codes import settle_codes
 from preprocessing.duplicates import exact_duplicates, near_duplicates, write_duplicates
 from preprocessing.ids import name_digest, settle_ids
 from preprocessing.ledger import Entry, Ledger, made_with
@@ -100,6 +101,7 @@ class Run:
         if ledger.spacing is None:
             spacing = median_spacing(self.sources) if wanted == "median" else wanted
             ledger.requested_spacing, ledger.spacing = requested, spacing if isinstance(spacing, str) else list(spacing)
+        settle_codes(self.sources, ledger.codes)
         for source, name, content in zip(self.sources, names, self.digests):
             if source.problem is not None:
                 continue
@@ -127,7 +129,7 @@ class Run:
         owners = {name: source for source in self.sources for name in source.volume_ids() if name in self.committed}
         doubted = in_parallel(lambda name: name in noted or damage.suspect(self.root, name), list(owners))
         for name, doubtful in zip(owners, list(doubted)):
-            keys = damage.damaged_objects(self.root, name) if doubtful else []
+            keys = (noted.get(name) or damage.damaged_objects(self.root, name)) if doubtful else []
             if keys:
                 say(f"{keys[0]} in {self.root} is damaged: {owners[name].shown} is converted again")
                 uncommit(self.root, name)
@@ -238,7 +240,8 @@ def _died(source: Source, refusal: Refusal) -> list[Outcome]:
 def _absolute(source: Source) -> Source:
     """The source with absolute paths, for workers that started in another folder."""
     label = None if source.label is None else source.label.absolute()
-    return replace(source, paths=[path.absolute() for path in source.paths], label=label)
+    masks = {name: path.absolute() for name, path in source.masks.items()}
+    return replace(source, paths=[path.absolute() for path in source.paths], label=label, masks=masks)
 
 
 def _as_text(spacing: str | list[float]) -> str:

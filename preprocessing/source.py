@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from preprocessing.refusal import Refusal
+
+if TYPE_CHECKING:
+    from preprocessing.readers.header import Header
 
 
 @dataclass
@@ -17,6 +21,8 @@ class Source:
     attribute of the volumes. `channels`: the files (or the frames of the one file) are channels of one volume.
     `raw_subject`: what targets and split files may call the subject; it is not written to the store.
     `series`: DICOM; `selection`: of each of its files, the frames that belong to the volume ([] for all of them).
+    `case`: what its data set calls it, or its file name without extension. `header`: of the first file, once read.
+    `masks`: {class: file} that make up the label. `target_classes`: targets whose classes have no numbers yet.
     `problem`: why it cannot be converted, known already.
     """
 
@@ -40,6 +46,15 @@ class Source:
     targets: dict[str, float] = field(default_factory=dict)
     named: bool = False
     problem: Refusal | None = None
+    case: str = ""
+    header: Header | None = None
+    masks: dict[str, Path] = field(default_factory=dict)
+    target_classes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether a label belongs to it."""
+        return self.label is not None or bool(self.masks)
 
     def volume_ids(self) -> list[str]:
         """Ids of the volumes it becomes."""

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from preprocessing import isolation, readers
+from preprocessing.codes import merge_masks
 from preprocessing.geometry import Scan
 from preprocessing.lock import confirm
 from preprocessing.plausible import check_values
@@ -59,7 +60,12 @@ def scans_of(source: Source, frames: Sequence[int], settings: Settings) -> Itera
 
 
 def _label_of(source: Source) -> Scan | None:
-    """The label's file as read; None for a DICOM SEG. Raises Refusal `label_unreadable` or `label_shape_mismatch`."""
+    """The label's file as read, or its masks merged; None for a DICOM SEG.
+
+    Raises Refusal `label_unreadable` or `label_shape_mismatch`.
+    """
+    if source.masks:
+        return merge_masks(source)
     if source.label is None or _is_segmentation(source.label):
         return None
     try:
