@@ -186,6 +186,7 @@ class RemoteObjects:
                 self._write(file.write, part)
         except BaseException:
             file.discard()
+            file.closed = True  # or its finalizer would upload what there is
             raise
         self._write(file.close)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 
@@ -16,6 +17,8 @@ from ssl3d.data.thumbnail_file import ThumbnailFile
 from ssl3d.data.write import build_index, create_store, is_committed, remove_uncommitted
 from ssl3d.testing.store import StoreTests
 
+pytestmark = pytest.mark.slow  # a server takes ten milliseconds a request
+
 
 class TestS3(StoreTests):
     @pytest.fixture
@@ -24,11 +27,6 @@ class TestS3(StoreTests):
 
     def open(self, path: str) -> Store:
         return open_store(path)
-
-
-class TestS3ThroughZarrPython(TestS3):
-    def open(self, path: str) -> Store:
-        return open_store(path, direct=False)
 
 
 @pytest.fixture
@@ -63,7 +61,8 @@ def test_a_forked_and_a_pickled_reader_connect_anew(one):
     if child == 0:
         os._exit(0 if (store.read(0, (0, 0, 0), image.shape[1:]) == image).all() else 1)
     assert os.waitpid(child, 0)[1] == 0
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(store)).read(0, (1, 2, 3), (9, 9, 9)), image[:, 1:10, 2:11, 3:12])
+    twin = pickle.loads(pickle.dumps(store))
+    np.testing.assert_array_equal(twin.read(0, (1, 2, 3), (9, 9, 9)), image[:, 1:10, 2:11, 3:12])
 
 
 def test_half_written_volumes_are_removed_and_others_kept(one):
@@ -96,7 +95,7 @@ def test_exclusive_and_streamed_writes(one):
 
 def test_thumbnails_are_read_by_the_row(one):
     root, _ = one
-    own = np.load(__import__("io").BytesIO(open_objects(root).get("volumes/v/thumbnail.npy")))
+    own = np.load(io.BytesIO(open_objects(root).get("volumes/v/thumbnail.npy")))
     np.testing.assert_array_equal(ThumbnailFile(root)[0], own)
 
 
