@@ -133,6 +133,7 @@ class Discovery:
 
     def _visit(self, folder: Folder, root: Root, depth: int) -> None:
         """A folder and all below: a data set, or files and further folders. `depth`: archives around it."""
+        before = self._count()
         layout = layouts.recognise(folder)
         if layout is not None:
             self._add_dataset(layout, folder, root, depth)
@@ -150,6 +151,8 @@ class Discovery:
         if folder.unlisted:
             refusal = Refusal("unreadable", f"the folder cannot be listed: {folder.unlisted}")
             self._refuse(folder.path, root, refusal, root.shown(folder.path))
+        elif split_extension(folder.path.name)[1] and folder.path != root.path and self._count() == before:
+            self._refuse(folder.path, root, Refusal("not_a_file"), root.shown(folder.path))
 
     def _read(self, layout: Layout, folder: Folder) -> Found:
         if folder.path not in self._datasets:
@@ -289,7 +292,7 @@ def _may_be_dicom(path: Path, force: bool = False) -> bool:
     suffix = path.suffix.lower()
     if suffix in dicom_header.EXTENSIONS:
         return True
-    if suffix in _NO_IMAGES and not force:
+    if (suffix in _NO_IMAGES and not force) or not path.is_file():  # to open a pipe may never end
         return False
     try:
         return dicom_header.is_dicom(path)

@@ -53,7 +53,8 @@ def _parse(path: Path) -> _File:
     sizes = header["delta"].astype(np.float64)
     if not (np.isfinite(sizes).all() and (sizes > 0).all()):
         raise Refusal("bad_spacing", f"voxel sizes of {', '.join(f'{s:g}' for s in sizes)} are no sizes")
-    affine = np.asarray(header.get_affine(), dtype=np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused in the next line
+        affine = np.asarray(header.get_affine(), dtype=np.float64)
     check_affine(affine)
     compressed = contents.is_gzip(path)
     needed = int(np.prod([*shape, dtype.itemsize], dtype=object))
