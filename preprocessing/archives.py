@@ -147,7 +147,10 @@ def _unpack(archive: Path, place: Path, heads_only: bool) -> None:
             _check_tar_end(archive)
             with tarfile.open(archive) as tar:
                 pairs = ((_tar_member(info), tar.extractfile(info) if info.isreg() else None) for info in tar)
-                _write(pairs, place, _Budget(packed, place, heads_only))
+                budget = _Budget(packed, place, heads_only)
+                _write(pairs, place, budget)
+                while rest := tar.fileobj.read(_PIECE) if tar.fileobj is not None else b"":  # to reach the checksum
+                    budget.enter(len(rest))
     except _DAMAGE as error:
         raise Refusal("archive_damaged", f"{archive.name} is damaged or cut short ({type(error).__name__})") from error
     except OSError as error:

@@ -220,7 +220,11 @@ class Discovery:
         except Refusal as refusal:
             self._refuse(path, root, refusal, typed)
             return
-        self._visit(Folder(place, self.skip), Root(place, typed), depth + 1)
+        folder = Folder(place, self.skip)
+        while not folder.files and len(folder.folders) == 1:  # an archive of a folder is that folder
+            folder = next(iter(folder.folders.values()))
+            typed = f"{typed}/{folder.name}"
+        self._visit(folder, Root(folder.path, typed), depth + 1)
 
     def _add_list(self, path: Path, typed: str) -> None:
         """The scans of a list. Raises ValueError when it cannot be used at all."""
