@@ -23,6 +23,7 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ def chunks_of(image: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def writers(folder: Path, volume: Volume) -> tuple[Methods, dict[str, Path | None]]:
-    """(name -> a call that writes or compresses the volume, what each leaves on the disk)."""
+    """(name -> a call that writes or compresses the volume once more, the folder each writes to)."""
     import zarr
 
     image = volume.image
@@ -177,11 +178,14 @@ def writers(folder: Path, volume: Volume) -> tuple[Methods, dict[str, Path | Non
     store = folder / "store.zarr"
     create_store(store)
 
+    written = count()  # nothing is overwritten: removing a file takes its time too
+
     def ours() -> None:
-        write_volume(store, "ct", image, volume.attributes)
+        write_volume(store, f"ct{next(written)}", image, volume.attributes)
 
     def zarr_python(name: str, **options: Any) -> None:
-        zarr.create_array(folder / name, shape=image.shape, dtype=image.dtype, overwrite=True, **options)[...] = image
+        path = folder / name / str(next(written))
+        zarr.create_array(path, shape=image.shape, dtype=image.dtype, **options)[...] = image
 
     blosc = zarr.codecs.BloscCodec(typesize=2, **fmt.BLOSC)  # type: ignore[arg-type]
     layout = {"chunks": (1, fmt.CHUNK, fmt.CHUNK, fmt.CHUNK), "shards": fmt.shard_shape(image.shape)}
@@ -189,16 +193,18 @@ def writers(folder: Path, volume: Volume) -> tuple[Methods, dict[str, Path | Non
         "compression in memory, one buffer": lambda: codec.encode(image),
         "compression in memory, chunk by chunk": lambda: [codec.encode(chunk) for chunk in chunks_of(image)],
         "ssl3d write_volume": ours,
-        "zarr-python, same layout": lambda: zarr_python("same.zarr", compressors=blosc, **layout),
-        "zarr-python, its defaults": lambda: zarr_python("default.zarr"),
+        "zarr-python, same layout": lambda: zarr_python("same", compressors=blosc, **layout),
+        "zarr-python, its defaults": lambda: zarr_python("default"),
     }
     left: dict[str, Path | None] = dict.fromkeys(methods)
-    left |= {"ssl3d write_volume": store / fmt.VOLUMES / "ct"}
-    left |= {"zarr-python, same layout": folder / "same.zarr", "zarr-python, its defaults": folder / "default.zarr"}
+    left |= {"ssl3d write_volume": store / fmt.VOLUMES}
+    left |= {"zarr-python, same layout": folder / "same", "zarr-python, its defaults": folder / "default"}
     for name, options in blosc2_options().items():
-        file = folder / f"{name.replace(' ', '_')}.b2nd"
-        methods[name] = lambda file=file, options=options: write_blosc2(image, file, options)
-        left[name] = file
+        left[name] = folder / name
+        (folder / name).mkdir()
+        methods[name] = lambda name=name, options=options: write_blosc2(
+            image, folder / name / f"{next(written)}.b2nd", options
+        )
     return methods, left
 
 
@@ -228,7 +234,7 @@ def bench_writing(volume: Volume, repeats: int) -> tuple[list[dict[str, Any]], f
     with tempfile.TemporaryDirectory() as temporary:
         methods, left = writers(Path(temporary), volume)
         times = timed(methods, repeats)
-        sizes = {name: path and _bytes_of(path) for name, path in left.items()}
+        sizes = {name: path and _bytes_of(path) / (repeats + 1) for name, path in left.items()}
     yardstick = next(iter(methods))
     rows = [
         {"method": name, "seconds": statistics.median(t), "of compression": ratio(times, name, yardstick),
@@ -279,7 +285,8 @@ def bench_conversion(files: list[Path], repeats: int) -> list[dict[str, Any]]:
             own = max(scan.data.nbytes, volume.image.nbytes)
             rows.append({
                 "CT": f"{file.parent.name}/{file.name}", "voxels": "x".join(map(str, scan.data.shape[1:])),
-                "stored": "x".join(map(str, volume.image.shape[:0:-1])), **stages, "volumes/h/core": round(3600 / seconds),
+                "stored": "x".join(map(str, volume.image.shape[:0:-1])), **stages,
+                "volumes/h/core": round(3600 / seconds),
                 "MB stored": stored / 1e6, "peak memory / volume": peak / own,
             })  # fmt: skip
             del scan, volume

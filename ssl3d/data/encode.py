@@ -1,4 +1,4 @@
-"""Array -> the objects of a sharded zarr v3 array, in memory: metadata by zarr-python, shards by blosc alone.
+"""Array -> the objects of a sharded zarr v3 array: metadata by zarr-python, shards by blosc alone.
 
 zarr-python's own way through a shard spends several times the compression's time on bookkeeping. The bytes are those
 of the specification, and any zarr v3 reader reads them: compressed chunks in Morton order (so that neighbours in space
@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import product
 from typing import Any
@@ -25,22 +26,52 @@ from ssl3d.data.blosc import blosc
 
 METADATA = "zarr.json"
 _MISSING = 2**64 - 1
+_PART_BYTES = 1 << 20
 assert not blosc.use_threads  # one compression context a thread, and no pool that a fork would break
 
 
-def encode_array(array: np.ndarray, attributes: Mapping[str, Any]) -> tuple[dict[str, bytes], dict[str, str]]:
-    """({key: bytes} of `array` (C,Z,Y,X), metadata last; {shard key: blake2b}, which the attributes carry as `digest`).
+class Shard:
+    """The bytes of one shard object, made while they are iterated over, and what they came to: `digest`, `nbytes`."""
 
-    `stored_bytes` among the attributes is filled in as well.
+    def __init__(self, parts: Iterator[bytes]) -> None:
+        self._parts = parts
+        self._hash = hashlib.blake2b(digest_size=16)
+        self.nbytes = 0
+
+    @property
+    def digest(self) -> str:
+        """blake2b of the bytes handed out so far."""
+        return self._hash.hexdigest()
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Parts of about a megabyte; another thread digests one while the next is compressed."""
+        with ThreadPoolExecutor(1, thread_name_prefix="ssl3d-digest") as pool:
+            digesting = None
+            for part in self._parts:
+                if digesting is not None:
+                    digesting.result()
+                digesting = pool.submit(self._hash.update, part)
+                self.nbytes += len(part)
+                yield part
+
+
+def encode_shards(array: np.ndarray) -> Iterator[tuple[str, Shard]]:
+    """(key, shard) of every shard of `array` (C,Z,Y,X) that holds something, from the lowest on.
+
+    A shard is used up before the next is asked for: its chunks are compressed as it is written, none are kept.
     """
-    shards = dict(_shards(array))
-    digest = {key: blake2b(data) for key, data in shards.items()}
-    own = {**attributes, "digest": digest}
-    if "stored_bytes" in own:
-        own["stored_bytes"] = sum(map(len, shards.values()))
-    shards_of = fmt.shard_shape(array.shape, array.dtype.itemsize)
-    metadata = _metadata(array.shape, shards_of, array.dtype.str) | {"attributes": own}
-    return {**shards, METADATA: json.dumps(metadata).encode()}, digest
+    shape = fmt.shard_shape(array.shape, array.dtype.itemsize)
+    for number in range(math.ceil(array.shape[1] / shape[1])):
+        top = number * shape[1]
+        part = array[:, top : top + shape[1]]
+        if part.any():
+            yield f"c/0/{number}/0/0", Shard(_encode_shard(part, shape))
+
+
+def encode_metadata(array: np.ndarray, attributes: Mapping[str, Any]) -> bytes:
+    """zarr.json of `array` (C,Z,Y,X) with these attributes."""
+    shards = fmt.shard_shape(array.shape, array.dtype.itemsize)
+    return json.dumps(_metadata(array.shape, shards, array.dtype.str) | {"attributes": dict(attributes)}).encode()
 
 
 def blake2b(data: bytes) -> str:
@@ -72,40 +103,40 @@ def _metadata(shape: tuple[int, ...], shards: tuple[int, ...], dtype: str) -> di
     return json.loads(memory[METADATA].to_bytes())
 
 
-def _shards(array: np.ndarray) -> Iterator[tuple[str, bytes]]:
-    """(key, bytes) of every shard that holds something, from the lowest on."""
-    shape = fmt.shard_shape(array.shape, array.dtype.itemsize)
-    for number in range(math.ceil(array.shape[1] / shape[1])):
-        top = number * shape[1]
-        encoded = _encode_shard(array[:, top : top + shape[1]], shape)
-        if encoded is not None:
-            yield f"c/0/{number}/0/0", encoded
-
-
-def _encode_shard(part: np.ndarray, shape: tuple[int, ...]) -> bytes | None:
-    """The bytes of one shard of `shape` (C,Z,Y,X) whose voxels are `part`, at most as large; None when all are zero."""
+def _encode_shard(part: np.ndarray, shape: tuple[int, ...]) -> Iterator[bytes]:
+    """The bytes of one shard of `shape` (C,Z,Y,X) whose voxels are `part`, at most as large, in parts of a megabyte."""
     grid = (shape[0], *(n // fmt.CHUNK for n in shape[1:]))
     index = np.full((*grid, 2), _MISSING, dtype="<u8")
     codec = Blosc(cname=fmt.BLOSC["cname"], clevel=fmt.BLOSC["clevel"], shuffle=Blosc.BITSHUFFLE)
-    little = part.dtype.newbyteorder("<")
-    chunk = np.zeros((fmt.CHUNK,) * 3, little)
-    pieces, offset = [], 0
-    for c, z, y, x in _morton(grid):
-        low = [k * fmt.CHUNK for k in (z, y, x)]
-        voxels = part[(c, *(slice(lo, lo + fmt.CHUNK) for lo in low))]
-        if voxels.shape != chunk.shape:
-            chunk[...] = 0
-        chunk[tuple(slice(n) for n in voxels.shape)] = voxels
-        if not chunk.any():
+    chunk = np.zeros((fmt.CHUNK,) * 3, part.dtype.newbyteorder("<"))
+    pieces, held, offset = [], 0, 0
+    for place in _morton(grid):
+        if not _take_chunk(part, place, chunk):
             continue
         piece = codec.encode(chunk)
-        index[c, z, y, x] = offset, len(piece)
-        pieces.append(piece)
+        index[place] = offset, len(piece)
         offset += len(piece)
-    if not pieces:
-        return None
+        pieces.append(piece)
+        held += len(piece)
+        if held >= _PART_BYTES:
+            yield b"".join(pieces)
+            pieces, held = [], 0
     table = index.tobytes()
-    return b"".join([*pieces, table, google_crc32c.value(table).to_bytes(4, "little")])
+    yield b"".join([*pieces, table, google_crc32c.value(table).to_bytes(4, "little")])
+
+
+def _take_chunk(part: np.ndarray, place: tuple[int, ...], chunk: np.ndarray) -> bool:
+    """Fill `chunk` with the voxels at its place (c, z, y, x), zeros behind the end; whether any of them is not zero."""
+    box = tuple(slice(k * fmt.CHUNK, (k + 1) * fmt.CHUNK) for k in place[1:])
+    voxels = part[place[0]][box]
+    if voxels.shape == chunk.shape and voxels.strides[2] == voxels.itemsize and voxels.dtype == chunk.dtype:
+        # A row as one element: numpy copies it with memcpy, not voxel by voxel.
+        row = np.dtype((np.void, fmt.CHUNK * voxels.itemsize))
+        chunk.view(row)[...] = voxels.view(row)
+    else:
+        chunk[...] = 0
+        chunk[tuple(slice(n) for n in voxels.shape)] = voxels
+    return bool(chunk[0, 0, 0]) or bool(chunk.any())
 
 
 @lru_cache(maxsize=64)

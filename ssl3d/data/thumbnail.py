@@ -61,22 +61,25 @@ def _area_means(
     """(side, side, side) float64: physical values of a box of one channel (Z,Y,X), clipped and averaged."""
     stats = attributes.valid_stats[0]
     scale, offset = attributes.scale[0], attributes.offset[0]
-    low, high = (np.float32((value - offset) / scale) for value in (stats.low, stats.high))
+    low, high = (np.int16(np.clip(round((v - offset) / scale), -32768, 32767)) for v in (stats.low, stats.high))
     part = channel[box]
-    measured = None if valid is None else valid[0][box] != 0
+    measured = None if valid is None else valid[0][box]
     along_z, along_y, along_x = (_area_weights(n, side) for n in part.shape)
     small = np.zeros((side, side, side), dtype=np.float64)
     slab, values = (np.empty(part.shape[1:], np.float32) for _ in range(2))  # no float copy of the whole volume
+    plane = np.empty(part.shape[1:], np.int16)
     for row, weights in enumerate(along_z):
         slab.fill(0.0)
+        whole = weights.max()
         for z in np.flatnonzero(weights):
-            np.copyto(values, part[z])
-            np.clip(values, low, high, out=values)
+            np.clip(part[z], low, high, out=plane)
             if measured is not None:
-                np.copyto(values, low, where=~measured[z])
-            values *= weights[z]
+                np.copyto(plane, low, where=measured[z] == 0)
+            np.copyto(values, plane)
+            if weights[z] != whole:  # the first and the last plane of an interval
+                values *= weights[z] / whole
             slab += values
-        small[row] = along_y @ slab @ along_x.T
+        small[row] = whole * (along_y @ slab @ along_x.T)
     return scale * small + offset
 
 

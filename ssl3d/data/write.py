@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ssl3d.data import format as fmt
-from ssl3d.data.encode import METADATA, encode_array
+from ssl3d.data.encode import METADATA, encode_metadata, encode_shards
 from ssl3d.data.format import LabelInfo, VolumeAttributes
 from ssl3d.data.index import build_index
 from ssl3d.data.objects import Objects, open_objects
@@ -91,13 +91,19 @@ def write_volume(
     ]
     for kind, array, array_attributes in extras:
         if array is not None:
-            _put(objects, f"{kind}/{volume_id}", encode_array(array, array_attributes)[0])
+            digest, _ = _put_shards(objects, f"{kind}/{volume_id}", array)
+            metadata = encode_metadata(array, {**array_attributes, "digest": digest})
+            objects.put(f"{kind}/{volume_id}/{METADATA}", metadata)
 
+    folder = f"{fmt.VOLUMES}/{volume_id}"
     small = thumbnail(image, attributes, valid)
     attributes.perceptual_hash = perceptual_hash(small)
-    encoded, attributes.digest = encode_array(image, attributes.to_json())
-    encoded[THUMBNAIL_OBJECT] = encode_thumbnail(small)
-    _put(objects, f"{fmt.VOLUMES}/{volume_id}", encoded, confirm)
+    attributes.digest, attributes.stored_bytes = _put_shards(objects, folder, image)
+    objects.put(f"{folder}/{THUMBNAIL_OBJECT}", encode_thumbnail(small))
+    metadata = encode_metadata(image, attributes.to_json())
+    if confirm is not None:
+        confirm()
+    objects.put(f"{folder}/{METADATA}", metadata)
 
 
 def uncommit(root: str | Path, volume_id: str) -> None:
@@ -124,16 +130,14 @@ def remove_uncommitted(root: str | Path) -> list[str]:
     return sorted(begun)
 
 
-def _put(
-    objects: Objects, folder: str, encoded: Mapping[str, bytes], confirm: Callable[[], None] | None = None
-) -> None:
-    """Put the objects of an array, its metadata last."""
-    for key, data in encoded.items():
-        if key != METADATA:
-            objects.put(f"{folder}/{key}", data)
-    if confirm is not None:
-        confirm()
-    objects.put(f"{folder}/{METADATA}", encoded[METADATA])
+def _put_shards(objects: Objects, folder: str, array: np.ndarray) -> tuple[dict[str, str], int]:
+    """Put the shards of an array while they are compressed; ({key: blake2b}, bytes of all of them)."""
+    digest, size = {}, 0
+    for key, shard in encode_shards(array):
+        objects.put_parts(f"{folder}/{key}", shard)
+        digest[key] = shard.digest
+        size += shard.nbytes
+    return digest, size
 
 
 def _group_metadata(attributes: Mapping[str, Any]) -> bytes:
