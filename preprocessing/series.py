@@ -177,7 +177,7 @@ class _Grouping:
             sources = [source for series in fitting for source in series.sources if source.problem is None]
             free = [source for source in sources if source.label is None]
             for source in free:
-                source.label, source.classes = label.file, {0: "background"} | label.classes
+                source.label, source.classes = label.file, label.classes | {0: "background"}
             if not sources:
                 self.refuse(label.file, Refusal("label_without_image"))
             elif not free:

@@ -139,9 +139,11 @@ def _used_bits(data: pydicom.Dataset, stored: np.ndarray) -> np.ndarray:
 
     pydicom does the same by Bits Stored alone; High Bit says where they begin.
     """
+    if stored.dtype.kind not in "iu":
+        return stored
     allocated, bits = int(data.BitsAllocated), int(data.BitsStored)
     high = int(data.get("HighBit", bits - 1))
-    if stored.dtype.kind not in "iu" or not 0 < bits <= high + 1 <= allocated:
+    if not 0 < bits <= high + 1 <= allocated:
         return stored
     return (stored << (allocated - 1 - high)) >> (allocated - bits)
 
@@ -217,11 +219,11 @@ def tiles(data: pydicom.Dataset, whole: Slice, values: np.ndarray | None = None)
         from nibabel.nicom import csareader
     try:
         csa = csareader.get_csa_header(data) or {}
-        count = csareader.get_n_mosaic(csa) if csa else None
+        count = int(csareader.get_n_mosaic(csa) or 0) if csa else 0
         normal = csareader.get_slice_normal(csa) if csa else None
     except (csareader.CSAReadError, ValueError, KeyError, TypeError, IndexError) as error:
         raise Refusal("mosaic", "the Siemens header that describes the mosaic cannot be read") from error
-    if not count:
+    if count < 1:
         raise Refusal("mosaic", "the pictures are mosaics of slices, and how many is not stated")
     side = int(np.ceil(np.sqrt(count)))
     rows, columns = (n // side for n in whole.values.shape)

@@ -28,6 +28,7 @@ PARALLEL = 1e-3  # largest difference of two direction cosines that count as par
 _EVEN = 0.02  # of the usual distance (or mm): rounded positions differ by that
 _TILTED = 0.1  # pixels that the last slice may lie beside the first before the stack counts as tilted
 _FILLED = 0.9  # share of a gap that the slices' thickness covers when nothing is missing
+_THICKER = 1.25  # times the median thickness
 _HU_BELOW = -500.0  # a CT whose lowest value lies above it holds no air, so its values are no HU
 _LISTED = 8  # missing positions that a sentence names
 
@@ -98,8 +99,8 @@ def _once(stack: list[Slice], normal: np.ndarray) -> list[Slice]:
 def find_holes(heights: np.ndarray, thickness: Sequence[float]) -> list[tuple[int, int]]:
     """[(index of the slice below, slices missing)] of sorted `heights` mm.
 
-    No hole: a gap that the slices fill by their thickness, or one of three or more equal gaps in a row (a section
-    scanned with a larger step).
+    No hole: a gap between slices thicker than the others that fill it, or one of three or more equal gaps in a row
+    (a section scanned with a larger step). Thick slices alone say nothing: they overlap in many scans.
     """
     gaps = np.diff(heights)
     usual = float(np.median(gaps))
@@ -108,7 +109,7 @@ def find_holes(heights: np.ndarray, thickness: Sequence[float]) -> list[tuple[in
         share = gaps[k] / usual
         near = np.isclose(gaps[max(0, k - 2) : k + 3], gaps[k], rtol=0.05)
         section = any(near[i : i + 3].all() for i in range(len(near) - 2))
-        filled = min(thickness[k], thickness[k + 1]) > 0 and thickness[k] + thickness[k + 1] >= 2 * _FILLED * gaps[k]
+        filled = min(thickness[k], thickness[k + 1]) > max(_FILLED * gaps[k], _THICKER * float(np.median(thickness)))
         if abs(share - round(share)) < 0.1 and not section and not filled:
             holes.append((k, round(share) - 1))
     return holes
@@ -224,20 +225,20 @@ def assemble(stack: Stack, modality: str) -> Scan:
     if modality == "ct" and (stack.tilted or not even):
         _mark_padding(stack)
     air = CT_AIR if modality == "ct" else lowest
+    volume, invalid = _stacked(stack)
     flags = []
-    invalid: np.ndarray | None
-    if stack.tilted:
-        flags.append(RESAMPLED_TILT)
-        volume, invalid = _upright(stack, rows, columns, air)
-    else:
-        volume, invalid = _stacked(stack)
-    if not even:
+    offsets = stack.offsets
+    if not even:  # along the line through the slices, on which a tilted stack is smooth too
         flags += [INTERPOLATED_GAPS] if stack.holes else []
-        flags += [RESAMPLED_UNEVEN] if not _on_knots(stack, targets, inside) else []
-        volume, invalid = _along(volume, invalid, stack.heights, targets, air)
+        flags += [] if _on_knots(stack, targets, inside) else [RESAMPLED_UNEVEN]
+        volume, invalid = _along(volume, invalid, stack.heights, targets, inside, air)
+        offsets = np.stack([np.interp(targets, stack.heights, beside) for beside in offsets.T], axis=1)
         if inside.any():
             invalid = np.zeros(volume.shape, bool) if invalid is None else invalid
             invalid[inside] = True
+    if stack.tilted:
+        flags.insert(0, RESAMPLED_TILT)
+        volume, invalid = _upright(volume, invalid, offsets, stack.slices[0].spacing, (rows, columns), air)
     moved = None if invalid is None or not invalid.any() else invalid.transpose(2, 1, 0)
     return Scan(volume.transpose(2, 1, 0)[None], affine, [modality], moved, flags)
 
@@ -274,24 +275,31 @@ def _common_type(stack: Stack) -> np.dtype:
     return np.result_type(*{item.values.dtype for item in stack.slices})
 
 
-def _upright(stack: Stack, rows: int, columns: int, air: float) -> tuple[np.ndarray, np.ndarray]:
-    """Each slice moved back within its plane (cubic), on the common field of view: (values, outside or padding)."""
-    low, _ = _field_of_view(stack)
-    spacing_v, spacing_u = stack.slices[0].spacing
-    volume = np.empty((len(stack.slices), rows, columns), np.float32)
-    invalid = np.empty(volume.shape, bool)
-    for k, (item, moved) in enumerate(zip(stack.slices, stack.offsets)):
-        n_rows, n_columns = item.values.shape
-        along_v = AxisGrid(n_rows, rows, float(low[1] - moved[1]) / spacing_v, 1.0)
-        along_u = AxisGrid(n_columns, columns, float(low[0] - moved[0]) / spacing_u, 1.0)
+def _upright(
+    volume: np.ndarray,
+    invalid: np.ndarray | None,
+    offsets: np.ndarray,
+    spacing: tuple[float, float],
+    shape: tuple[int, int],
+    air: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each slice moved by its offset (mm along row, column) within its plane, cubic, onto a field of `shape` pixels.
+
+    Returns (values float32, what lies outside the slices or was invalid).
+    """
+    low = offsets.min(axis=0)
+    out = np.empty((len(volume), *shape), np.float32)
+    mask = np.empty(out.shape, bool)
+    for k, moved in enumerate(offsets):
+        along_v = AxisGrid(volume.shape[1], shape[0], float(low[1] - moved[1]) / spacing[0], 1.0)
+        along_u = AxisGrid(volume.shape[2], shape[1], float(low[0] - moved[0]) / spacing[1], 1.0)
         axes = (AxisGrid(1, 1, 0.0, 1.0), along_v, along_u)
-        hidden = None if item.invalid is None else item.invalid[None]
-        volume[k] = resample(item.values[None], axes, hidden=hidden, fill=air)[0]
+        hidden = None if invalid is None else invalid[k : k + 1]
         outside = _beyond(along_v)[:, None] | _beyond(along_u)[None, :]
-        volume[k][outside] = air
-        invalid[k] = outside if hidden is None else outside | resample_mask(hidden, axes)[0]
-        item.values, item.invalid = np.broadcast_to(item.values.flat[:1], item.values.shape), None  # frees the slice
-    return volume, invalid
+        out[k] = resample(volume[k : k + 1], axes, hidden=hidden, fill=air)[0]
+        out[k][outside] = air
+        mask[k] = outside if hidden is None else outside | resample_mask(hidden, axes)[0]
+    return out, mask
 
 
 def _beyond(grid: AxisGrid) -> np.ndarray:
@@ -301,14 +309,21 @@ def _beyond(grid: AxisGrid) -> np.ndarray:
 
 
 def _along(
-    volume: np.ndarray, invalid: np.ndarray | None, heights: np.ndarray, targets: np.ndarray, air: float
+    volume: np.ndarray,
+    invalid: np.ndarray | None,
+    heights: np.ndarray,
+    targets: np.ndarray,
+    inside: np.ndarray,
+    air: float,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Slices at `heights` resampled to `targets` along the first axis: cubic spline, linear for the mask."""
-    matrix = operator_between(heights, targets)
+    """Slices at `heights` resampled to `targets` along the first axis: cubic spline, linear inside holes."""
+    linear = np.stack([np.interp(targets, heights, unit) for unit in np.eye(len(heights))], axis=1)
+    cubic = operator_between(heights, targets).toarray()
+    matrix = sparse.csr_array(np.where(inside[:, None], linear, cubic)).astype(np.float32)
     out = apply_operators(volume, [matrix, None, None], hidden=invalid, fill=air)
     if invalid is None:
         return out, None
-    return out, apply_operators(invalid, [_linear_between(heights, targets), None, None]) >= 0.5
+    return out, apply_operators(invalid, [sparse.csr_array(linear).astype(np.float32), None, None]) >= 0.5
 
 
 def operator_between(heights: np.ndarray, targets: np.ndarray) -> sparse.csr_array:
@@ -317,8 +332,3 @@ def operator_between(heights: np.ndarray, targets: np.ndarray) -> sparse.csr_arr
     matrix = CubicSpline(heights, np.eye(len(heights)), bc_type=ends)(targets)
     matrix[np.abs(matrix) < 1e-7] = 0.0
     return sparse.csr_array(matrix / matrix.sum(axis=1, keepdims=True)).astype(np.float32)
-
-
-def _linear_between(heights: np.ndarray, targets: np.ndarray) -> sparse.csr_array:
-    rows = [np.interp(targets, heights, unit) for unit in np.eye(len(heights))]
-    return sparse.csr_array(np.stack(rows, axis=1)).astype(np.float32)
