@@ -13,13 +13,13 @@ from preprocessing.cluster import run_jobs
 from preprocessing.codes import settle_codes
 from preprocessing.duplicates import exact_duplicates, near_duplicates, write_duplicates
 from preprocessing.ids import name_digest, settle_ids
+from preprocessing.job import Outcome, Settings, convert_source
 from preprocessing.ledger import Entry, Ledger, made_with
 from preprocessing.machine import available_memory
 from preprocessing.plan import median_spacing
 from preprocessing.refusal import Refusal
 from preprocessing.report import ConvertReport, write_refused
 from preprocessing.source import Source
-from preprocessing.work import Outcome, Settings, convert_source
 from ssl3d.data import damage
 from ssl3d.data import format as fmt
 from ssl3d.data.encode import METADATA
@@ -175,7 +175,7 @@ class Run:
     ) -> list[Source]:
         """Convert sources; those refused for a reason in `postponed` are handed back instead."""
         again = []
-        sent = jobs if self.options.scheduler is None else [_absolute(source) for source in jobs]
+        sent = [_light(source, absolute=self.options.scheduler is not None) for source in jobs]
         function = partial(convert_source, settings=settings)
         for number, outcomes in run_jobs(function, sent, _died, workers, self.options.scheduler):
             if any(outcome.refusal is not None and outcome.refusal.reason in postponed for outcome in outcomes):
@@ -237,11 +237,13 @@ def _died(source: Source, refusal: Refusal) -> list[Outcome]:
     return [Outcome(source.id, refusal)]
 
 
-def _absolute(source: Source) -> Source:
-    """The source with absolute paths, for workers that started in another folder."""
+def _light(source: Source, absolute: bool) -> Source:
+    """The source as it travels: without what planning knew of it, paths `absolute` for workers in another folder."""
+    if not absolute:
+        return replace(source, header=None)
     label = None if source.label is None else source.label.absolute()
     masks = {name: path.absolute() for name, path in source.masks.items()}
-    return replace(source, paths=[path.absolute() for path in source.paths], label=label, masks=masks)
+    return replace(source, header=None, paths=[path.absolute() for path in source.paths], label=label, masks=masks)
 
 
 def _as_text(spacing: str | list[float]) -> str:

@@ -1,52 +1,23 @@
-"""What a worker does with one source: read, build, write each of its volumes, or say why not.
-
-`convert_source` does it in a child process that a hostile file may kill, hang or fill; `convert_here` in this one.
-"""
+"""What is done with one source: read, build, write each of its volumes, or say why not."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from preprocessing import isolation, readers
 from preprocessing.codes import merge_masks
 from preprocessing.geometry import Scan
+from preprocessing.job import Outcome, Settings
 from preprocessing.lock import confirm
 from preprocessing.plausible import check_values
 from preprocessing.refusal import Refusal
 from preprocessing.source import Source
-from preprocessing.volume import Spacing, build
+from preprocessing.volume import build
 from ssl3d.data.write import is_committed, write_volume
 
 LABEL_REFUSED = "label_refused"  # flag: a DICOM SEG belongs to the scan and could not be used
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Where to write, the spacing ("keep", "iso1" or (z, y, x) mm), the modality asked for.
-
-    `allow_gaps`: interpolate missing slices. `timeout_s`: seconds a source may take to its next volume.
-    `memory_bytes`: what one source may take beyond the program itself; None: no ceiling. `token`: of the run that holds
-    the store (preprocessing.lock); a worker that outlived its run commits nothing. "": there is no lock to look at.
-    """
-
-    root: str
-    spacing: Spacing
-    modality: str
-    allow_gaps: bool = False
-    timeout_s: float = 600.0
-    memory_bytes: int | None = None
-    token: str = ""
-
-
-@dataclass
-class Outcome:
-    """One volume, or one source that became none: `refusal` is None when the volume is in the store."""
-
-    volume_id: str
-    refusal: Refusal | None = None
 
 
 def scans_of(source: Source, frames: Sequence[int], settings: Settings) -> Iterator[Scan]:
@@ -93,31 +64,11 @@ def _segmentation_of(source: Source, scan: Scan) -> tuple[Scan | None, Refusal |
         return None, Refusal(refusal.reason, f"the scan is stored without its DICOM SEG: {refusal.detail}")
 
 
-def convert_source(source: Source, settings: Settings) -> list[Outcome]:
-    """Convert what is not in the store yet of a source, in a child process; one outcome a volume.
-
-    A scan that cannot be converted is an outcome, also when its reader dies, hangs or outgrows its memory; a store that
-    cannot be written (OSError) ends the run. A long series that still makes progress when its time is over goes on.
-    """
-    while True:
-        before = _missing(source, settings)
-        try:
-            return isolation.run(
-                convert_here, source, settings, timeout_s=settings.timeout_s, memory_bytes=settings.memory_bytes
-            )
-        except Refusal as refusal:
-            after = _missing(source, settings)
-            if after == before:
-                return [Outcome(name, refusal if name in after else None) for name in source.volume_ids()]
-
-
-def _missing(source: Source, settings: Settings) -> list[str]:
-    """Ids of the source's volumes that are not in the store."""
-    return [name for name in source.volume_ids() if not is_committed(settings.root, name)]
-
-
 def convert_here(source: Source, settings: Settings) -> list[Outcome]:
-    """`convert_source` in this very process. Raises MemoryError when memory runs out."""
+    """Convert what is not in the store yet of a source, in this very process; one outcome a volume.
+
+    Raises MemoryError when memory runs out.
+    """
     ids = source.volume_ids()
     missing = [k for k, volume_id in enumerate(ids) if not is_committed(settings.root, volume_id)]
     outcomes = [Outcome(volume_id) for volume_id in ids if is_committed(settings.root, volume_id)]
