@@ -17,16 +17,14 @@ import pytest
 from converting import committed, descendants, digests, finish, scans, start, wait_until
 from tests_prep import save, smooth
 
-from ssl3d.data.store import open_store
-
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="processes and limits of Linux")]
 
-SCANS = 10
-LIMIT = 80_000  # bytes a file may have: more than a thumbnail, less than the shard of a larger scan
+SCANS = 8  # and a larger one
+LIMIT = 80_000  # bytes a file may have: more than a thumbnail, less than the shard of the larger scan
 
 
 @pytest.fixture(scope="module")
-def own_key_of_module(tmp_path_factory):
+def key_of_module(tmp_path_factory):
     """One subject key for all runs of this file, so that their stores can be equal."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
@@ -34,17 +32,19 @@ def own_key_of_module(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def own_key(own_key_of_module):
+def own_key(key_of_module):
     """Takes the place of the folder's fixture, which makes a key a test."""
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    return scans(tmp_path_factory.mktemp("source") / "in", SCANS)
+    folder = scans(tmp_path_factory.mktemp("source") / "in", SCANS - 1)
+    save(folder / "zz_large.nii.gz", 100 * smooth((60, 61, 62), 5, sigma=0.3))
+    return folder
 
 
 @pytest.fixture(scope="module")
-def undisturbed(source, own_key_of_module, tmp_path_factory) -> dict[str, str]:
+def undisturbed(source, key_of_module, tmp_path_factory) -> dict[str, str]:
     """Digests of every object of a store that was made in one go."""
     root = tmp_path_factory.mktemp("whole") / "store"
     code, out, err = finish(source, root, "--workers", 2)
@@ -71,25 +71,31 @@ def test_a_killed_worker_is_replaced_and_a_killed_run_resumed(source, undisturbe
     below = descendants(run)
     run.kill()
     run.communicate()
-    assert wait_until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in below), 10)
+    assert wait_until(lambda: not any(alive(p) for p in below), 30)
     assert 4 <= committed(root) < SCANS
     assert resumed(source, root) == undisturbed
 
 
-@pytest.mark.parametrize("number,name", [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
-def test_stopped_it_says_one_sentence_and_leaves_nobody_behind(source, undisturbed, tmp_path, number, name):
+def test_stopped_it_says_one_sentence_and_leaves_nobody_behind(source, undisturbed, tmp_path):
     root = tmp_path / "store"
-    run = start(source, root, "--workers", 2)
-    assert wait_until(lambda: committed(root) >= 2 or run.poll() is not None)
-    below = descendants(run)
-    run.send_signal(number)
-    _, err = run.communicate(timeout=60)
-    assert run.returncode == 1
-    whole = f"every volume that is in {root} is whole, and the same command goes on where it ended"
-    assert err.strip() == f"ssl3d: stopped by {name}: {whole}"
-    assert wait_until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in below), 10)
-    assert not (root / ".writer.json").exists() and not list(root.rglob("*.partial"))
+    for number, name, before in ((signal.SIGTERM, "SIGTERM", 2), (signal.SIGINT, "Ctrl-C", 4)):
+        run = start(source, root, "--workers", 2)
+        assert wait_until(lambda before=before, run=run: committed(root) >= before or run.poll() is not None)
+        below = descendants(run)
+        run.send_signal(number)
+        _, err = run.communicate(timeout=120)
+        whole = f"every volume that is in {root} is whole, and the same command goes on where it ended"
+        assert (run.returncode, err.strip()) == (1, f"ssl3d: stopped by {name}: {whole}")
+        assert wait_until(lambda below=below: not any(alive(p) for p in below), 30)
+        assert not (root / ".writer.json").exists() and not list(root.rglob("*.partial"))
     assert resumed(source, root) == undisturbed
+
+
+def alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _assert_full(code: int, err: str, root: Path) -> None:
@@ -100,19 +106,15 @@ def _assert_full(code: int, err: str, root: Path) -> None:
         assert (metadata.parent / "c/0/0/0/0").exists() and (metadata.parent / "thumbnail.npy").exists()
 
 
-def test_a_file_that_cannot_grow_ends_the_run_in_one_sentence(source, tmp_path):
-    """A limit on the size of files stands for a full disk: some volumes are written, a larger one is not."""
-    mixed = tmp_path / "in"
-    shutil.copytree(source, mixed)
-    save(mixed / "zz_large.nii.gz", 100 * smooth((90, 91, 92), 5, sigma=0.3))
-    root, whole = tmp_path / "store", tmp_path / "whole"
+def test_a_file_that_cannot_grow_ends_the_run_in_one_sentence(source, undisturbed, tmp_path):
+    """A limit on the size of files stands for a full disk: small volumes are written, the larger one is not."""
+    root = tmp_path / "store"
     code, _, err = finish(
-        mixed, root, "--workers", 1, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
+        source, root, "--workers", 1, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
     )
     _assert_full(code, err, root)
-    assert 0 < committed(root) <= SCANS
-    assert finish(mixed, root, "--workers", 1)[0] == finish(mixed, whole, "--workers", 1)[0] == 0
-    assert digests(root) == digests(whole)
+    assert committed(root) == SCANS - 1
+    assert resumed(source, root) == undisturbed
 
 
 def test_a_full_disk(source, undisturbed, tmp_path):
@@ -136,12 +138,12 @@ def test_a_second_converter_is_told_at_once(source, tmp_path):
     assert wait_until(lambda: (root / ".writer.json").exists() or run.poll() is not None)
     code, _, err = finish(source, root, "--workers", 1)
     assert code == 1 and f"store {root} is being written by another ssl3d convert (process {run.pid} on" in err
-    assert run.wait(timeout=120) == 0
-    assert len(open_store(root)) == SCANS
+    run.kill()
+    run.communicate()
 
 
 @pytest.mark.acceptance
-def test_twenty_kills_at_random_moments(data, own_key_of_module, tmp_path):
+def test_twenty_kills_at_random_moments(data, key_of_module, tmp_path):
     """kill -9 of a worker, of a worker's reader or of the run itself, at random moments: 20 of 20 the same store."""
     folder = tmp_path / "in"
     folder.mkdir()
