@@ -11,6 +11,7 @@ jobs is replaced and the job repeated, so that no file is blamed for what an ear
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import pickle
@@ -29,11 +30,13 @@ from preprocessing.cluster import die_with_parent
 from preprocessing.refusal import Refusal
 
 Result = TypeVar("Result")
+_Surroundings = tuple[str, dict[str, str], list[str]]  # working directory, environment, import path
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
     "from preprocessing.isolation import serve; serve(int(sys.argv[2]), int(sys.argv[3]))"
 )
 _READY = b"ready"
+_BEGUN = b"begun"  # the job's own modules are imported: its time begins
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
 _OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "cannot allocate memory", "can't allocate memory",
                   "failed to allocate", "unable to allocate", "out of memory")  # fmt: skip
@@ -44,12 +47,17 @@ _serving = False
 
 
 def run(
-    function: Callable[..., Result], *arguments: Any, timeout_s: float | None = None, memory_bytes: int | None = None
+    function: Callable[..., Result],
+    *arguments: Any,
+    timeout_s: float | None = None,
+    memory_bytes: int | None = None,
+    imports: str = "",
 ) -> Result:
     """function(*arguments), computed in the calling thread's child; function, arguments and result are pickled.
 
-    `memory_bytes` beyond what the child's libraries take; held by the kernel on Linux, nowhere else. In a child itself
-    the function is simply called. Raises what the function raises, and Refusal `worker_died` (naming the signal),
+    `imports`: a module that the child imports before time and memory are counted. `memory_bytes`: what the job may take
+    beyond what the child has; the kernel holds it to that on Linux, nobody elsewhere. In a child itself the function is
+    simply called. Raises what the function raises, and Refusal `worker_died` (naming the signal),
     `timed_out` or `too_large`.
     """
     if _serving:
@@ -58,7 +66,7 @@ def run(
     while True:
         fresh = child.jobs == 0
         try:
-            return child.call(function, arguments, timeout_s, memory_bytes)
+            return child.call(pickle.dumps((function, arguments)), imports, timeout_s, memory_bytes)
         except MemoryError as error:
             child.end()
             if fresh:
@@ -94,7 +102,7 @@ def _child() -> _Child:
     return child
 
 
-def _surroundings() -> tuple[str, dict[str, str], list[str]]:
+def _surroundings() -> _Surroundings:
     """(working directory, environment, import path) that a child must share with its parent."""
     return str(Path.cwd()), {**os.environ, **_ONE_THREAD}, [str(Path(entry).absolute()) for entry in sys.path]
 
@@ -131,18 +139,16 @@ class _Child:
         """Kill it and close the pipe."""
         self._finalizer()
 
-    def call(
-        self, function: Callable[..., Result], arguments: tuple[Any, ...], timeout_s: float | None, memory: int | None
-    ) -> Result:
-        """One job. Raises what it raised, _ChildDied, or Refusal `timed_out`; only the first leaves the child alive."""
+    def call(self, job: bytes, imports: str, timeout_s: float | None, memory: int | None) -> Any:
+        """One job, a pickled (function, arguments). Raises what it raised, _ChildDied, or Refusal `timed_out`; only the first leaves the child alive."""
         around = _surroundings()
         changed = around if around != self._told else None
-        job = pickle.dumps((changed, memory, function, arguments))
         self.jobs += 1
         try:
-            self.connection.send_bytes(job)
-            answered = self.connection.poll(timeout_s)
-            done, value = self.connection.recv() if answered else (False, _timed_out(timeout_s))
+            self.connection.send((changed, imports, memory, job))
+            answered = self.connection.poll(_PATIENCE_S) and self.connection.recv_bytes() == _BEGUN
+            answered = answered and self.connection.poll(timeout_s)
+            outcome: tuple[bool, Any] = self.connection.recv() if answered else (False, _timed_out(timeout_s))
         except (EOFError, OSError) as error:
             raise _ChildDied(self._cause()) from error
         except BaseException:  # an interrupt in the middle of a job: its answer must not be taken for the next one's
@@ -151,9 +157,9 @@ class _Child:
         if not answered:
             self.end()
         self._told = around
-        if done:
-            return value
-        raise value
+        if outcome[0]:
+            return outcome[1]
+        raise outcome[1]
 
     def _cause(self) -> str:
         """What ended it, in words."""
@@ -170,7 +176,7 @@ class _Child:
 
 
 def _timed_out(timeout_s: float | None) -> Refusal:
-    return Refusal("timed_out", f"it was not done after {timeout_s:g} seconds")
+    return Refusal("timed_out", f"it was not done after {timeout_s or _PATIENCE_S:g} seconds")
 
 
 def _stop(process: subprocess.Popen[bytes], connection: Connection, owner: int) -> None:
@@ -198,10 +204,10 @@ def serve(descriptor: int, parent: int) -> None:
     os.dup2(silence, 2)  # C libraries complain of a broken file here; what matters comes back as an exception
     while True:
         try:
-            job = connection.recv_bytes()
+            message = connection.recv()
         except (EOFError, OSError):
             return
-        connection.send_bytes(_answer(job))
+        connection.send_bytes(_answer(connection, *message))
 
 
 def _go_first() -> None:
@@ -214,18 +220,26 @@ def _go_first() -> None:
         score.write_text(_OOM_SCORE)
 
 
-def _answer(job: bytes) -> bytes:
-    """(True, result) or (False, exception), pickled."""
+def _answer(
+    connection: Connection, around: _Surroundings | None, imports: str, memory: int | None, job: bytes
+) -> bytes:
+    """(True, result) or (False, exception), pickled; says when the job itself begins."""
+    begun = False
     try:
-        around, memory, function, arguments = pickle.loads(job)
         if around is not None:
             _move_to(*around)
+        function, arguments = pickle.loads(job)
+        if imports:
+            importlib.import_module(imports)
+        connection.send_bytes(_BEGUN)
+        begun = True
         _limit_memory(memory)
-        answer = pickle.dumps((True, function(*arguments)))
+        return pickle.dumps((True, function(*arguments)))
     except BaseException as error:  # noqa: BLE001 - whatever it is, the parent raises it
         _limit_memory(None)
+        if not begun:
+            connection.send_bytes(_BEGUN)
         return _failure(error)
-    return answer
 
 
 def _failure(error: BaseException) -> bytes:

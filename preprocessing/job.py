@@ -50,7 +50,12 @@ def convert_source(source: Source, settings: Settings) -> list[Outcome]:
         before = _missing(source, settings)
         try:
             return isolation.run(
-                convert_here, source, settings, timeout_s=settings.timeout_s, memory_bytes=settings.memory_bytes
+                convert_here,
+                source,
+                settings,
+                timeout_s=settings.timeout_s,
+                memory_bytes=settings.memory_bytes,
+                imports="preprocessing.work",
             )
         except Refusal as refusal:
             after = _missing(source, settings)
