@@ -120,7 +120,7 @@ def test_the_last_lines_say_what_was_refused_for_what(source, tmp_path, capsys):
     (source / "none.nii.gz").write_bytes(b"")
     convert_here(source, tmp_path / "store")
     last = capsys.readouterr().out.splitlines()[-2:]
-    assert last[0].startswith("refused: empty_file 2, constant 1 (") and str(tmp_path / "store" / "refused.csv") in last[0]
+    assert last[0].startswith("refused: empty_file 2, constant 1 (") and f"{tmp_path}/store/refused.csv" in last[0]
     assert last[1] == "converted 3, refused 3"
 
 
