@@ -99,7 +99,10 @@ def canonical(scan: Scan) -> Canonical:
     def move(volume: np.ndarray) -> np.ndarray:
         return apply_orientation(volume, transform).transpose(2, 1, 0)
 
-    data = np.stack([np.ascontiguousarray(move(channel)) for channel in scan.data])
+    moved = [move(channel) for channel in scan.data]
+    data = np.empty((len(moved), *moved[0].shape), moved[0].dtype)  # np.stack would hold every channel twice
+    for out, channel in zip(data, moved):
+        out[...] = channel
     invalid = None if scan.invalid is None else np.ascontiguousarray(move(scan.invalid))
     return Canonical(data, affine, invalid)
 

@@ -35,6 +35,7 @@ from ssl3d.data.format import FEW_SLICES, LabelInfo, VolumeAttributes
 
 NOT_FINITE_FLAG = "not_finite"  # some voxels were NaN or infinite; they are air now, and valid=0
 MAX_NOT_FINITE = 0.5  # share of the voxels
+_AIR_SAMPLE = 1_000_000  # voxels that tell what air is worth
 MAX_VOXELS = 1 << 31  # of one channel: 8 GiB as float32
 
 Spacing = str | tuple[float, float, float]
@@ -82,7 +83,11 @@ def build(volume_id: str, source: Source, scan: Scan, label: Scan | None, spacin
             "too_large", f"{[grid.n for grid in axes]} voxels at this spacing: convert it with --spacing keep"
         )
     channels = [_channel(image, c, guess.modality, axes) for c, guess in enumerate(guesses)]
-    attributes, stored, valid = _describe(source, scan, image, channels, affine, axes)
+    content, thinnest = fingerprint(image.data), min(image.data.shape[1:])
+    del image  # from here on the stored grid is all that is needed
+    attributes, stored, valid = _describe(source, scan, content, channels, affine, axes)
+    if thinnest < FEW_SLICES_BELOW:
+        attributes.flags.append(FEW_SLICES)
     if any(guess.unsure for guess in guesses):
         attributes.flags.append(modalities.UNSURE_FLAG)
     volume = Volume(stored, attributes, valid=valid)
@@ -109,19 +114,22 @@ def _channel(image: Canonical, index: int, modality: str, axes: list[AxisGrid]) 
     """
     where = f"channel {index}: " if len(image.data) > 1 else ""
     values, missing = _finite(image.data[index], where)
-    invalid = _unmeasured(values, missing, image, modality, where)
+    invalid, (low, high) = _unmeasured(values, missing, image, modality, where)
     if invalid is None:
         kept = all(grid.unchanged for grid in axes)
         return _Channel(values if kept else resample(values, axes), None, modality)
-    measured = values[~invalid]
-    air = modalities.air_value(measured, modality)
+    step = max(1, values.size // _AIR_SAMPLE)
+    air = modalities.air_value(values.reshape(-1)[::step][~invalid.reshape(-1)[::step]], modality)
     if missing is not None:
         values = np.where(missing, np.float32(air), values)
     if all(grid.unchanged for grid in axes):
         return _Channel(values, ~invalid, modality, missing is not None)
-    low, high = _plausible(measured, modality)
-    hidden = invalid & ((values < low) | (values > high))  # these would ring into what was measured
+    low, high = _plausible(low, high, modality)
+    hidden = invalid.copy()  # those of them that would ring into what was measured
+    for mask, plane in zip(hidden, values):
+        mask &= (plane < low) | (plane > high)
     moved = resample(values, axes, hidden=hidden if hidden.any() else None, fill=air)
+    del hidden
     return _Channel(moved, ~resample_mask(invalid, axes), modality, missing is not None)
 
 
@@ -140,24 +148,31 @@ def _finite(values: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray | No
 
 def _unmeasured(
     values: np.ndarray, missing: np.ndarray | None, image: Canonical, modality: str, where: str
-) -> np.ndarray | None:
-    """Voxels without a measured value: not finite, declared by the file, outside the circle, padded, blanked.
+) -> tuple[np.ndarray | None, tuple[float, float]]:
+    """(voxels without a measured value, the range of all others).
 
-    A blanked surrounding of a single value is no reason to call the scan constant. Raises Refusal `constant`.
+    Not finite, declared by the file, outside the circle, padded, blanked. A blanked surrounding of a single value is no
+    reason to call the scan constant. Raises Refusal `constant`.
     """
     spacing = spacing_of(image.affine).tolist()
     masks = [missing, image.invalid, *(find(values, spacing) for find in (padding, outside_circle) if modality == "ct")]
     invalid = _union(masks)
-    measured = values if invalid is None else values[~invalid]
-    if measured.size == 0 or measured.min() == measured.max():
-        held = f"{float(measured.flat[0]):g}" if measured.size else "padding"
+    span = _range(values, invalid)
+    if span is None or span[0] == span[1]:
+        held = "padding" if span is None else f"{span[0]:g}"
         raise Refusal("constant", f"{where}all voxels hold one value ({held})")
     both = _union([invalid, blanked(values, modality)])
-    if both is not None and both is not invalid:
-        measured = values[~both]
-        if measured.size == 0 or measured.min() == measured.max():
-            return invalid
-    return both
+    if both is None or both is invalid:
+        return invalid, span
+    inside = _range(values, both)
+    return (invalid, span) if inside is None or inside[0] == inside[1] else (both, inside)
+
+
+def _range(values: np.ndarray, invalid: np.ndarray | None) -> tuple[float, float] | None:
+    """(minimum, maximum) of the other voxels, None when there are none; plane by plane, so that nothing is copied."""
+    seen = (plane if invalid is None else plane[~invalid[k]] for k, plane in enumerate(values))
+    ends = [(float(part.min()), float(part.max())) for part in seen if part.size]
+    return (min(low for low, _ in ends), max(high for _, high in ends)) if ends else None
 
 
 def _union(masks: Sequence[np.ndarray | None]) -> np.ndarray | None:
@@ -168,9 +183,8 @@ def _union(masks: Sequence[np.ndarray | None]) -> np.ndarray | None:
     return np.logical_or.reduce(found)
 
 
-def _plausible(measured: np.ndarray, modality: str) -> tuple[float, float]:
+def _plausible(low: float, high: float, modality: str) -> tuple[float, float]:
     """The range that unmeasured voxels may hold without ringing into the scan: its own and a tenth more."""
-    low, high = float(measured.min()), float(measured.max())
     margin = 0.1 * (high - low)
     return (BELOW_AIR if modality == "ct" else low - margin), high + margin
 
@@ -180,14 +194,14 @@ def _joint_valid(channels: list[_Channel]) -> np.ndarray | None:
     masks = [channel.valid for channel in channels if channel.valid is not None]
     if not masks:
         return None
-    joint = np.logical_and.reduce(masks)
+    joint = masks[0] if len(masks) == 1 else np.logical_and.reduce(masks)
     return None if joint.all() else joint
 
 
 def _describe(
-    source: Source, scan: Scan, image: Canonical, channels: list[_Channel], affine: np.ndarray, axes: list[AxisGrid]
+    source: Source, scan: Scan, content: str, channels: list[_Channel], affine: np.ndarray, axes: list[AxisGrid]
 ) -> tuple[VolumeAttributes, np.ndarray, np.ndarray | None]:
-    """(attributes, stored image (C, Z, Y, X), valid (1, Z, Y, X) or None)."""
+    """(attributes, stored image (C, Z, Y, X), valid (1, Z, Y, X) or None). `content`: the fingerprint."""
     valid = _joint_valid(channels)
     kept = all(grid.unchanged for grid in axes)
     spacing = [float(s) for s in spacing_of(affine)]
@@ -196,8 +210,6 @@ def _describe(
     mask, box = foreground(leading.values, spacing, leading.modality, valid)
     stats = [channel_stats(q.stored, valid, mask, q.scale, q.offset, c.modality) for q, c in zip(quantised, channels)]
     flags = list(scan.flags)
-    if min(image.data.shape[1:]) < FEW_SLICES_BELOW:
-        flags.append(FEW_SLICES)
     if any(channel.replaced for channel in channels):
         flags.append(NOT_FINITE_FLAG)
     attributes = VolumeAttributes(
@@ -215,10 +227,11 @@ def _describe(
         valid_stats=[everywhere for _, everywhere in stats],
         subject=source.subject,
         session=source.session,
-        fingerprint=fingerprint(image.data),
+        fingerprint=content,
         source=source.public,
         targets=dict(source.targets),
         flags=flags,
         quantisation=[{"max_error": q.max_error, "saturated_share": q.saturated_share} for q in quantised],
     )
-    return attributes, np.stack([q.stored for q in quantised]), None if valid is None else valid[None].astype(np.uint8)
+    stored = quantised[0].stored[None] if len(quantised) == 1 else np.stack([q.stored for q in quantised])
+    return attributes, stored, None if valid is None else valid[None].view(np.uint8)

@@ -86,7 +86,7 @@ def write_volume(
     info = {} if label_info is None else label_info.to_json()
     extras: list[tuple[str, np.ndarray | None, dict[str, Any]]] = [
         (fmt.LABELS, label, info),
-        (fmt.VALID, None if valid is None else (valid != 0).astype(np.uint8), {}),
+        (fmt.VALID, None if valid is None else (valid != 0).view(np.uint8), {}),
         (fmt.LABELS_ORIGINAL, label_original, {k: v for k, v in info.items() if k != "coordinates"}),
     ]
     for kind, array, array_attributes in extras:
