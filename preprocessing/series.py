@@ -1,11 +1,13 @@
 """DICOM files -> sources, grouped by what they state and never by their names.
 
-Nothing that identifies leaves this module but in memory: sources are called by hashes under the user's key, and only
-`shown`, which is printed and never stored, holds the path as the user typed it.
+Nothing that identifies leaves this module but in memory: sources are called by hashes under the user's key. Only
+`shown`, which is printed and never stored, holds a path: as the user typed it, and below that without what names
+somebody (words of the header, dates, UIDs).
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,13 +15,15 @@ from pathlib import Path
 
 from preprocessing.geometry import FEW_SLICES_BELOW, MIN_SLICES
 from preprocessing.readers import dicom_header
-from preprocessing.readers.dicom_header import Object, Picture
+from preprocessing.readers.dicom_header import Object, Picture, plain
 from preprocessing.refusal import Refusal
 from preprocessing.source import Root, Source, clean_id
 from preprocessing.stacks import Stack, split
 from preprocessing.subjects import Patients, digits
 from ssl3d.data.subjects import hash_subject
 
+_DATE = re.compile(r"(?<!\d)(19|20)\d\d[-_. ]?[01]\d[-_. ]?[0-3]\d|(?<!\d)[0-3]\d[-_. ][01]\d[-_. ](19|20)\d\d")
+_UID = re.compile(r"\d+(\.\d+){3,}")
 FEWEST_DERIVED = 8  # slices; fewer reformatted or computed pictures are single images, not a volume
 _MOST_SCOUT_SLICES = 32  # a series called scout or survey that has more is a scan
 
@@ -42,13 +46,16 @@ def group(files: Mapping[Path, Root], key: bytes, patients: Patients) -> list[So
     grouping = _Grouping(files, key, patients)
     images: dict[tuple[str, str], _Series] = {}
     labels: list[Object] = []
+    unread: list[tuple[Path, Refusal]] = []
     seen: set[tuple[object, ...]] = set()
     for file in files:
         try:
             found = dicom_header.describe(file)
-        except Refusal as refusal:
-            grouping.refuse(file, refusal)
+        except (Refusal, OSError) as error:
+            unread.append((file, error if isinstance(error, Refusal) else Refusal("read_error")))
             continue
+        for folder in (file.parent, file.parent.parent):
+            grouping.words.setdefault(folder, set()).update(found.words)
         if found.kind == dicom_header.IMAGE:
             series = images.setdefault((found.patient, found.series), _Series())
             identity = _identity(found)
@@ -58,9 +65,11 @@ def group(files: Mapping[Path, Root], key: bytes, patients: Patients) -> list[So
                 seen.add(identity)
                 series.objects.append(found)
         elif found.kind == dicom_header.CONTOURS:
-            grouping.refuse(file, Refusal("contours"))
+            unread.append((file, Refusal("contours")))
         elif found.kind == dicom_header.SEGMENTATION:
             labels.append(found)
+    for file, refusal in unread:
+        grouping.refuse(file, refusal)
     inside = Counter(parent for series in images.values() for parent in {item.file.parent for item in series.objects})
     grouping.crowded = {parent for parent, count in inside.items() if count > 1}
     for series in images.values():
@@ -77,19 +86,32 @@ def _identity(found: Object) -> tuple[object, ...]:
 
 @dataclass
 class _Grouping:
-    """Makes sources of series. `crowded`: folders that hold several series, whose files are shown one by one."""
+    """Makes sources of series. `crowded`: folders that hold several series, whose files are shown one by one.
+
+    `words`: what names somebody, by folder: for files there that say nothing of their own.
+    """
 
     files: Mapping[Path, Root]
     key: bytes
     patients: Patients
     sources: list[Source] = field(default_factory=list)
     crowded: set[Path] = field(default_factory=set)
+    words: dict[Path, set[str]] = field(default_factory=dict)
+
+    def shown(self, place: Path, root: Root, words: Iterable[str]) -> str:
+        """`place` for the screen: what the user typed, and below it names without what identifies."""
+        if place == root.path or not place.is_relative_to(root.path):
+            return root.shown(place)
+        parts = place.relative_to(root.path).parts
+        kept = [f"[{digits(part, self.key)[:8]}]" if identifies(part, words) else part for part in parts]
+        return root.shown(root.path.joinpath(*kept))
 
     def refuse(self, file: Path, refusal: Refusal) -> None:
         """A file that belongs to no volume."""
         root = self.files[file]
         name = f"dicom-{digits(root.name(file), self.key)}"
-        shown = root.shown(file)
+        near = self.words.get(file.parent) or self.words.get(file.parent.parent) or set()
+        shown = self.shown(file, root, near)
         self.sources.append(Source("", name, shown, name, [file], "", "", "", named=root.named, problem=refusal))
 
     def add(self, series: _Series) -> None:
@@ -150,10 +172,11 @@ class _Grouping:
         series = digits(f"{found.patient}\n{found.series}" if found.patient else found.series, self.key)
         name = f"dicom-{series}{'-' if suffix else ''}{suffix}"
         place = first if root.named or first.parent in self.crowded else first.parent
+        shown = self.shown(place, root, found.words)
         return Source(
             id=clean_id(f"{subject}_{found.modality}_{series[:8]}{'_' if suffix else ''}{suffix}"),
             name=name,
-            shown=root.shown(place) + (f" ({suffix})" if suffix and not suffix.startswith("x-") else ""),
+            shown=shown + (f" ({suffix})" if suffix and not suffix.startswith("x-") else ""),
             public=name,
             paths=paths,
             subject=subject,
@@ -182,6 +205,14 @@ class _Grouping:
                 self.refuse(label.file, Refusal("label_without_image"))
             elif not free:
                 self.refuse(label.file, Refusal("duplicate", "another segmentation of the same series was taken"))
+
+
+def identifies(name: str, words: Iterable[str]) -> bool:
+    """Whether a file's or folder's name holds one of `words`, a date or a UID."""
+    if _DATE.search(name) or _UID.search(name):
+        return True
+    letters = plain(name)
+    return any(word in letters for word in words)
 
 
 def _in_frame(series: _Series, frame_of_reference: str) -> bool:

@@ -6,6 +6,9 @@ All of them become the same list of `Picture`, so that one set of rules groups a
 
 from __future__ import annotations
 
+import re
+import sys
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -46,7 +49,17 @@ _KEYWORDS = [
     )
     for keyword in line.split()
 ]
-_TAGS: list[Any] = [*_KEYWORDS, *(Tag(*pair) for pair in _PRIVATE_B_VALUES)]
+_IDENTIFYING = [
+    keyword
+    for line in (
+        "PatientName PatientID OtherPatientNames OtherPatientIDs PatientBirthName PatientMotherBirthName",
+        "PatientBirthDate AccessionNumber StudyID ReferringPhysicianName PerformingPhysicianName OperatorsName",
+        "RequestingPhysician PhysiciansOfRecord NameOfPhysiciansReadingStudy InstitutionName StationName",
+        "MedicalRecordLocator IssuerOfPatientID AdmissionID PatientAddress PatientTelephoneNumbers",
+    )
+    for keyword in line.split()
+]
+_TAGS: list[Any] = [*_KEYWORDS, *_IDENTIFYING, "SpecificCharacterSet", *(Tag(*pair) for pair in _PRIVATE_B_VALUES)]
 _BROKEN = (InvalidDicomError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError,
            NotImplementedError, AssertionError, OverflowError, RecursionError)  # fmt: skip
 
@@ -94,6 +107,7 @@ class Object:
     """A DICOM file without its pixels. What identifies stays in memory: nothing of it is written to a store.
 
     `problem`: why its pictures are no scan. `references`: series that a label object belongs to, `classes` its names.
+    `words`: of three letters and more from all that names somebody, lower case: no folder's name may repeat them.
     """
 
     kind: str
@@ -109,6 +123,7 @@ class Object:
     frame_of_reference: str = ""
     references: frozenset[str] = frozenset()
     classes: dict[int, str] = field(default_factory=dict)
+    words: frozenset[str] = frozenset()
 
 
 def is_dicom(path: Path) -> bool:
@@ -185,6 +200,7 @@ def _describe(path: Path, data: pydicom.Dataset) -> Object:
         patient=_text(data, "PatientID"),
         modality=MODALITIES.get(_text(data, "Modality"), "other"),
         frame_of_reference=_text(data, "FrameOfReferenceUID"),
+        words=_words(data),
     )
     if found.kind == IMAGE:
         words = " ".join(_text(data, name).lower() for name in ("SeriesDescription", "ProtocolName"))
@@ -197,6 +213,23 @@ def _describe(path: Path, data: pydicom.Dataset) -> Object:
         segments = data.get("SegmentSequence", None) or []
         found.classes = {int(item.SegmentNumber): _text(item, "SegmentLabel") for item in segments}
     return found
+
+
+def _words(data: pydicom.Dataset) -> frozenset[str]:
+    """Letters and digits of identifying values, cut at anything else; whole identifiers too."""
+    values = [_text(data, keyword) for keyword in _IDENTIFYING]
+    parts = [part for value in values for part in (*re.split(r"[^0-9a-z]+", fold(value)), plain(value))]
+    return frozenset(sys.intern(part) for part in parts if len(part) >= 3)
+
+
+def fold(text: str) -> str:
+    """`text` in lower case, without accents."""
+    return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+
+
+def plain(text: str) -> str:
+    """The letters and digits of `text` alone, folded: what a name is compared by."""
+    return re.sub(r"[^0-9a-z]+", "", fold(text))
 
 
 def _kind(data: pydicom.Dataset, sop_class: str) -> str:

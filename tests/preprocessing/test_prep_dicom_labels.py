@@ -9,8 +9,9 @@ from pydicom.sr.codedict import codes
 from test_prep_dicom_series import _group, _reasons
 
 from preprocessing import convert, readers
+from preprocessing.job import Settings
 from preprocessing.refusal import Refusal
-from preprocessing.work import LABEL_REFUSED, Settings, convert_here
+from preprocessing.work import LABEL_REFUSED, convert_here
 from ssl3d.data.store import open_store
 from ssl3d.data.write import build_index, create_store
 
@@ -109,7 +110,7 @@ def test_overlapping_segments_leave_the_scan_unlabelled(tmp_path):
     store, outcomes = _convert(tmp_path / "in", tmp_path / "store")
     assert [refusal and refusal.reason for _, refusal in outcomes] == [None, "label_overlap"]
     assert "without its DICOM SEG" in outcomes[1][1].detail
-    assert LABEL_REFUSED in store.attributes(0).flags and not list((tmp_path / "store").glob("labels/*"))
+    assert LABEL_REFUSED in store.attributes(0).flags and not list((tmp_path / "store").glob("labels/h-*"))
 
 
 def test_shares_are_no_classes(tmp_path):
