@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from preprocessing import readers
-from preprocessing.archives import bare_name
 from preprocessing.geometry import same_place
 from preprocessing.layouts.case import Case, stem
 from preprocessing.layouts.plain import Place
@@ -21,6 +20,7 @@ from ssl3d.data.objects import in_parallel
 from ssl3d.data.subjects import hash_subject
 from ssl3d.terminal import progress
 
+_AT_ONCE = 32  # headers that one thread reads in turn
 _SHOW_FROM = 2000  # headers; fewer are read before a bar could be seen
 
 
@@ -28,13 +28,13 @@ _SHOW_FROM = 2000  # headers; fewer are read before a bar could be seen
 class Draft:
     """A case as found, before any file is opened. `place`: whose it is, in a plain tree; `row`: of the list naming it.
 
-    `dataset`: the data set's folder, None in a plain tree. `typed`: what the user typed for this very file.
+    `dataset`: the data set's name, "" in a plain tree. `typed`: what the user typed for this very file.
     """
 
     case: Case
     root: Root
     layout: str
-    dataset: Path | None = None
+    dataset: str = ""
     place: Place | None = None
     row: Listed | None = None
     typed: str = ""
@@ -42,7 +42,7 @@ class Draft:
     @property
     def rank(self) -> tuple[int, int, str, str]:
         """Of two drafts of one scan the lower counts: a list says most, a plain tree least; then the wider source."""
-        kind = 0 if self.row is not None else 1 if self.dataset is not None else 2
+        kind = 0 if self.row is not None else 1 if self.dataset else 2
         return kind, len(self.root.path.parts), self.root.typed, self.case.name
 
 
@@ -102,11 +102,11 @@ def _headers(drafts: Sequence[Draft]) -> dict[Path, Header | Refusal]:
             wanted[draft.case.label] = None
     paths = list(wanted)
     found: dict[Path, Header | Refusal] = {}
+    parts = [paths[first : first + _AT_ONCE] for first in range(0, len(paths), _AT_ONCE)]
     with progress("reading headers", len(paths), show=len(paths) >= _SHOW_FROM) as meter:
-        for number, (path, header) in enumerate(zip(paths, in_parallel(_header, paths)), start=1):
-            found[path] = header
-            if number % 100 == 0 or number == len(paths):
-                meter.update(number)
+        for part, headers in zip(parts, in_parallel(lambda part: [_header(path) for path in part], parts)):
+            found.update(zip(part, headers))
+            meter.update(len(found))
     return found
 
 
@@ -141,7 +141,7 @@ def _source(draft: Draft, headers: Mapping[Path, Header | Refusal], names: Names
         paths=case.present,
         subject=subject,
         session=_session(draft, subject, names.key),
-        folder="" if draft.dataset is None else bare_name(draft.dataset.resolve().name),
+        folder=draft.dataset,
         case=case.name,
         raw_subject=raw,
         channels=case.channels,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,8 +83,11 @@ class Root:
 
     def name(self, path: Path) -> str:
         """`path` for refused.csv: relative, the folder's own name first; never absolute."""
-        own = self.path.resolve().name
-        return (Path(own) / path.relative_to(self.path)).as_posix() if path != self.path else own
+        return self._own if path == self.path else f"{self._own}/{path.relative_to(self.path).as_posix()}"
+
+    @cached_property
+    def _own(self) -> str:
+        return self.path.resolve().name
 
     def shown(self, path: Path) -> str:
         """`path` as the user would write it."""

@@ -35,12 +35,15 @@ _NO_IMAGES = frozenset(
 )
 
 
-@dataclass
-class _Parts:
-    """Files of one data set that were named one by one: (file, its root, as typed)."""
+@dataclass(frozen=True)
+class _Part:
+    """A file of the data set in `folder` that was named itself, as `typed`."""
 
+    file: Path
+    root: Root
+    typed: str
     layout: Layout
-    files: list[tuple[Path, Root, str]] = field(default_factory=list)
+    folder: Path
 
 
 @dataclass
@@ -55,8 +58,8 @@ class Discovery:
     _pictures: dict[Path, Root] = field(default_factory=dict)  # files that are or may be DICOM
     _rows: dict[Path, Listed] = field(default_factory=dict)  # the row of a list that named a DICOM file
     _refused: list[Source] = field(default_factory=list)
-    _loose: dict[Root, list[Path]] = field(default_factory=dict)  # volume files outside any data set
-    _parts: dict[Path, _Parts] = field(default_factory=dict)
+    _loose: list[tuple[Root, Path]] = field(default_factory=list)  # volume files outside any data set
+    _parts: list[_Part] = field(default_factory=list)
     _datasets: dict[Path, Found] = field(default_factory=dict)
     _folders: dict[Path, Folder] = field(default_factory=dict)
 
@@ -78,8 +81,7 @@ class Discovery:
             raise ValueError(f"source {typed} holds no volume: {FORMATS}")
 
     def _count(self) -> int:
-        named = sum(len(parts.files) for parts in self._parts.values()) + sum(map(len, self._loose.values()))
-        return len(self._drafts) + len(self._pictures) + len(self._refused) + named
+        return sum(map(len, (self._drafts, self._pictures, self._refused, self._loose, self._parts)))
 
     def _folder(self, path: Path) -> Folder:
         """A folder's listing, made once."""
@@ -116,10 +118,9 @@ class Discovery:
         root = Root(path.parent, str(Path(typed).parent), named)
         above = layouts.above(path, self._folder)
         if above is not None:
-            layout, folder = above
-            self._parts.setdefault(folder, _Parts(layout)).files.append((path, root, typed))
+            self._parts.append(_Part(path, root, typed, *above))
         elif split_extension(path.name)[1]:
-            self._loose.setdefault(root, []).append(header_file(path))
+            self._loose.append((root, header_file(path)))
         elif _may_be_dicom(path, force=True):
             self._pictures.setdefault(path, root)
         else:
@@ -138,8 +139,7 @@ class Discovery:
         if layout is not None:
             self._add_dataset(layout, folder, root, depth)
             return
-        for name in folder.volumes:
-            self._loose.setdefault(root, []).append(folder.path / name)
+        self._loose += [(root, folder.path / name) for name in folder.volumes]
         for name in folder.files:
             path = folder.path / name
             if archives.is_archive(name):
@@ -164,7 +164,8 @@ class Discovery:
         found = self._read(layout, self._folder(path))
         cases = [case for case in found.cases if case.present and all(part in p.parents for p in case.present)]
         refused = [(path, refusal) for path, refusal in found.refused if part in path.parents]
-        self._drafts += [Draft(case, root, layout.NAME, dataset=path) for case in cases]
+        name = _dataset_name(path)
+        self._drafts += [Draft(case, root, layout.NAME, name) for case in cases]
         for file, refusal in refused:
             self._refuse(file, root, refusal, root.shown(file))
         return bool(cases or refused)
@@ -172,7 +173,8 @@ class Discovery:
     def _add_dataset(self, layout: Layout, folder: Folder, root: Root, depth: int) -> None:
         """All of a data set, a word about what is left out of it, and what lies in it but is no part of it."""
         found = self._read(layout, folder)
-        self._drafts += [Draft(case, root, layout.NAME, dataset=folder.path) for case in found.cases]
+        name = _dataset_name(folder.path)
+        self._drafts += [Draft(case, root, layout.NAME, name) for case in found.cases]
         for path, refusal in found.refused:
             self._refuse(path, root, refusal, root.shown(path))
         for path in found.left:
@@ -191,22 +193,24 @@ class Discovery:
 
     def _settle_parts(self) -> None:
         """Files of data sets that were named one by one: whole cases count as such, the rest as plain files."""
-        for path, parts in self._parts.items():
-            found = self._read(parts.layout, self._folder(path))
-            named = {file: (root, typed) for file, root, typed in parts.files}
+        datasets: dict[Path, list[_Part]] = {}
+        for part in self._parts:
+            datasets.setdefault(part.folder, []).append(part)
+        for path, parts in datasets.items():
+            layout, name = parts[0].layout, _dataset_name(path)
+            found = self._read(layout, self._folder(path))
+            named = {part.file: part for part in parts}
             taken: set[Path] = set()
             for case in found.cases:
                 if case.present and named.keys() >= set(case.present):
-                    root, typed = named[case.present[0]]
-                    self._drafts.append(Draft(case, root, parts.layout.NAME, dataset=path, typed=typed))
+                    first = named[case.present[0]]
+                    self._drafts.append(Draft(case, first.root, layout.NAME, name, typed=first.typed))
                     taken.update(case.files())
             for file, refusal in found.refused:
                 if file in named:
-                    self._refuse(file, named[file][0], refusal, named[file][1])
+                    self._refuse(file, named[file].root, refusal, named[file].typed)
                     taken.add(file)
-            for file, (root, _) in named.items():
-                if file not in taken:
-                    self._loose.setdefault(root, []).append(file)
+            self._loose += [(part.root, part.file) for part in parts if part.file not in taken]
         self._parts.clear()
 
     def _add_archive(self, path: Path, root: Root, typed: str, depth: int) -> None:
@@ -259,7 +263,10 @@ class Discovery:
 
     def _settle_loose(self) -> None:
         """Volume files outside any data set become drafts: whose they are, and which are masks of others."""
-        for root, files in self._loose.items():
+        roots: dict[Root, list[Path]] = {}
+        for root, file in self._loose:
+            roots.setdefault(root, []).append(file)
+        for root, files in roots.items():
             places = plain.places(sorted(set(files)), root.path)
             for case in plain.cases(list(places)):
                 file = case.present[0]
@@ -289,6 +296,11 @@ class Discovery:
     def _refuse(self, path: Path, root: Root, refusal: Refusal, shown: str) -> None:
         source = Source("", root.name(path), shown, path.name, [path], "", "", "", named=root.named, problem=refusal)
         self._refused.append(source)
+
+
+def _dataset_name(folder: Path) -> str:
+    """A data set's own name: that of its folder, or of the archive that holds it."""
+    return archives.bare_name(folder.resolve().name)
 
 
 def _may_be_dicom(path: Path, force: bool = False) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from preprocessing.archives import bare_name
 from preprocessing.drafts import Draft
 from preprocessing.source import Root, Source
 
@@ -15,7 +14,7 @@ def summaries(found: Sequence[tuple[Draft, Source]], images: Sequence[tuple[Root
     """Lines such as "found 174 volumes in Task04_Hippocampus (MSD): 113 subjects, 174 labelled". Sorted."""
     groups: dict[tuple[str, str], list[Source]] = {}
     for draft, source in found:
-        name = draft.root.typed if draft.dataset is None else bare_name(draft.dataset.resolve().name)
+        name = draft.dataset or draft.root.typed
         groups.setdefault((name, draft.layout), []).append(source)
     for root, source in images:
         groups.setdefault((root.typed, _DICOM), []).append(source)

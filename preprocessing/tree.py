@@ -45,7 +45,7 @@ class Folder:
                 for entry in entries:
                     if entry.name.startswith(".") or entry.name in _NEVER:
                         continue
-                    if not entry.is_dir():
+                    if not _is_folder(entry):
                         files.append(entry.name)
                     elif not entry.is_symlink() or not self._leads_back(entry):
                         folders.append(entry.name)
@@ -86,3 +86,11 @@ class Folder:
         for folder in self.folders.values():
             if into(folder):
                 yield from folder.walk(into)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """False also for links in a circle, which no system call follows."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False

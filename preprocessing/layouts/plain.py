@@ -58,29 +58,35 @@ def places(files: Sequence[Path], root: Path) -> dict[Path, Place]:
     a date), those with over 50 volumes, and those that only wrap others. A file outside any such folder is a subject of
     its own; one whose name says nothing (T1.nii.gz), or only repeats the name of the folder given, belongs to that.
     """
+    direct = Counter(file.parent for file in files)
+    between = {folder: _between(folder, root) for folder in direct}
     sizes: Counter[Path] = Counter()
-    direct: Counter[Path] = Counter()
-    for file in files:
-        sizes.update(folder for folder in file.parents if folder == root or folder.is_relative_to(root))
-        direct[file.parent] += 1
+    for folder, count in direct.items():
+        sizes.update(dict.fromkeys((root, *between[folder]), count))
+    owners = {folder: _subject_folder(inner, sizes, direct) for folder, inner in between.items()}
     own = root.resolve().name
     found = {}
     for file in files:
-        folder = _subject_folder(file, root, sizes, direct)
+        owner = owners[file.parent]
         name = stem(file)
-        if folder is None and _belongs(name, own) and len(files) <= LARGEST_SUBJECT:
-            folder = root
-        if folder is not None:
-            subject = own if folder == root else folder.name
-            found[file] = Place(subject, file.parent.relative_to(folder).as_posix(), folder)
+        if owner is None and len(files) <= LARGEST_SUBJECT and _belongs(name, own):
+            owner = root
+        if owner is not None:
+            subject = own if owner == root else owner.name
+            found[file] = Place(subject, file.parent.relative_to(owner).as_posix(), owner)
         else:
             found[file] = Place(name if not _says_nothing(name) else file.relative_to(root).as_posix(), "", None)
     return found
 
 
-def _subject_folder(file: Path, root: Path, sizes: Counter[Path], direct: Counter[Path]) -> Path | None:
-    """The folder between root and file that is a subject's. `sizes`: volumes below each folder, `direct`: in it."""
-    between = [folder for folder in reversed(file.parents) if folder != root and folder.is_relative_to(root)]
+def _between(folder: Path, root: Path) -> list[Path]:
+    """The folders below `root` down to `folder`, outermost first."""
+    names = folder.relative_to(root).parts
+    return [root.joinpath(*names[: n + 1]) for n in range(len(names))]
+
+
+def _subject_folder(between: Sequence[Path], sizes: Counter[Path], direct: Counter[Path]) -> Path | None:
+    """The one of nested folders that is a subject's. `sizes`: volumes below each folder, `direct`: in it."""
     named = [f for f in between if sizes[f] <= LARGEST_SUBJECT and not _says_nothing(f.name)]
     while len(named) > 1 and sizes[named[0]] == sizes[named[0].parent] and not direct[named[0]]:
         named.pop(0)  # it wraps the rest

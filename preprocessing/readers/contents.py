@@ -6,6 +6,7 @@ checksum, and some fill what is missing with zeros. Here a stream is read to its
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from preprocessing.refusal import Refusal
 SMALL_SURPLUS = 4096  # bytes after the voxels that some programs pad with; more means a header that does not fit
 TRAILING_BYTES = "trailing_bytes"  # flag
 _CHUNK = 1 << 20
+_FIRST = 1 << 12  # compressed bytes in which a header is found
 _AUTOMATIC = 47  # zlib's code for "gzip or zlib, whichever it is"
 _BEST_RATIO = 1032  # deflate cannot compress better
 _ABSURD = 16  # times the bytes that are there: no transfer lost them, the header is wrong
@@ -29,15 +31,25 @@ def is_gzip(path: Path) -> bool:
 
 def head(path: Path, count: int) -> bytes:
     """The first `count` bytes, decompressed where the file is gzip; fewer when it holds fewer. Raises Refusal."""
-    if not is_gzip(path):
-        with path.open("rb") as file:
-            return file.read(count)
+    return opening(path, count)[0]
+
+
+def opening(path: Path, count: int) -> tuple[bytes, bool]:
+    """(`head`, whether the file is gzip) by opening the file once, and reading no more of it than that takes."""
+    with path.open("rb") as file:
+        first = file.read(max(count, _FIRST))
+    if not first.startswith(GZIP_MAGIC):
+        return first[:count], False
+    with contextlib.suppress(zlib.error):  # damage is named below
+        start = zlib.decompressobj(_AUTOMATIC).decompress(first, count)
+        if len(start) == count:
+            return start, True
     collected = b""
     for piece in inflated(path, 0, step=count):
         collected += piece
         if len(collected) >= count:
             break
-    return collected[:count]
+    return collected[:count], True
 
 
 def inflated(path: Path, offset: int, step: int = _CHUNK) -> Iterator[bytes]:

@@ -194,17 +194,20 @@ def _parse(path: Path) -> _File:
     if header_file(path) == path and path.name.lower().endswith((".img", ".img.gz")):
         raise Refusal("missing_header", f"{path.name} has no .hdr beside it")
     path = header_file(path)
-    header, single = _header(contents.head(path, max(_HEADER_BYTES, sniff.HEAD_BYTES)))
+    block, compressed = contents.opening(path, max(_HEADER_BYTES, sniff.HEAD_BYTES))
+    header, single = _header(block)
     shape, frames = _extent(header)
     dtype = _type(header)
     slope, inter = _scaling(header)
     offset = _offset(header, single)
-    flags = [] if contents.is_gzip(path) == path.name.lower().endswith(".gz") else ["misnamed"]
+    flags = [] if compressed == path.name.lower().endswith(".gz") else ["misnamed"]
     affine, placing = _place(header, shape)
     if single == path.name.lower().endswith((".hdr", ".hdr.gz")):
         raise Refusal("wrong_format", f"the header says that the voxels are {'inside' if single else 'beside'} it")
-    voxels = path if single else _voxel_file(path)
-    compressed = contents.is_gzip(voxels)
+    voxels = path
+    if not single:
+        voxels = _voxel_file(path)
+        compressed = contents.is_gzip(voxels)
     size = int(np.prod([*shape, frames, dtype.itemsize], dtype=object))
     contents.check_size(voxels, 0 if compressed else offset, size, compressed)
     return _File(voxels, offset, dtype, shape, frames, slope, inter, affine, flags + placing)

@@ -233,6 +233,7 @@ def test_pairs_links_hidden_files_and_stores(tmp_path):
     save(root / "a" / ".hidden.nii.gz", smooth((9, 8, 7), 1))
     (root / "never_fetched.nii.gz").symlink_to(tmp_path / "annex" / "object")
     (root / "loop").symlink_to(root)
+    (root / "circle").symlink_to(root / "circle")
     (root / "old.zarr").mkdir()
     (root / "old.zarr" / "zarr.json").write_text("{}")
     trees.image(root / "old.zarr" / "inside.nii.gz")
