@@ -140,7 +140,10 @@ class _Child:
         self._finalizer()
 
     def call(self, job: bytes, imports: str, timeout_s: float | None, memory: int | None) -> Any:
-        """One job, a pickled (function, arguments). Raises what it raised, _ChildDied, or Refusal `timed_out`; only the first leaves the child alive."""
+        """One job, a pickled (function, arguments).
+
+        Raises what it raised, _ChildDied, or Refusal `timed_out`; only the first leaves the child alive.
+        """
         around = _surroundings()
         changed = around if around != self._told else None
         self.jobs += 1
