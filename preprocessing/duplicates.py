@@ -13,35 +13,30 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from preprocessing.looks import NEAR, Looks
 from ssl3d.data import format as fmt
 from ssl3d.data.objects import Objects, open_objects
-from ssl3d.data.thumbnail import SIDE
 from ssl3d.data.thumbnail_file import ThumbnailFile
 
-NEAR = 0.99  # correlation of 32^3 thumbnails; a hash alone would merge most of a registered or cropped archive
 MAX_FLIPS = 12  # bits in which the hashes of two volumes may differ; up to 7 are never missed
-MAX_PARTNERS = 16  # pairs reported of one volume
+MAX_PARTNERS = 16  # pairs reported of one series
 _BLOCK = 1 << 22  # pairs of hashes compared at once
-_LOOK_SIDE = 8
-_DENSE = 0.02  # share of a block's pairs from which on a matrix product is faster than picking them
 _FRAME = re.compile(r"_t\d{4,}$")
 _DICOM = re.compile(r"dicom-[0-9a-f]+")
-_COLUMNS = ("volume", "other", "correlation", "same_subject", "pairs")
+_COLUMNS = ("volume", "other", "correlation", "same_subject")
 
 
 @dataclass(frozen=True)
 class Near:
-    """Two volumes that look alike; `pairs`: so many pairs of time frames of the two series do, this is the first."""
+    """Two volumes that look alike."""
 
     volume: str
     other: str
     correlation: float
     same_subject: bool
-    pairs: int = 1
 
     def __str__(self) -> str:
-        frames = f", and {self.pairs - 1} more of their time frames" if self.pairs > 1 else ""
-        return f"{self.volume} and {self.other} look alike (correlation {self.correlation:.3f}{frames})"
+        return f"{self.volume} and {self.other} look alike (correlation {self.correlation:.3f})"
 
 
 def series_of(index: pd.DataFrame) -> list[str]:
@@ -77,88 +72,33 @@ def exact_duplicates(index: pd.DataFrame, order: Mapping[str, int]) -> dict[str,
 def near_duplicates(root: str | Path, index: pd.DataFrame) -> list[Near]:
     """Pairs of volumes of different series whose thumbnails correlate above 0.99, sorted by id.
 
-    Hashes propose pairs, coarse thumbnails (8^3) rule out what cannot reach 0.99, thumbnails decide. Of two series of
-    many frames one pair is returned; a volume is in 16 pairs at most.
+    Hashes propose pairs, coarse thumbnails (8^3) rule out what cannot reach 0.99, thumbnails decide. Of the time frames
+    of two series one pair is returned; a series is in 16 pairs at most.
     """
     rows = np.flatnonzero(index["perceptual_hash"].to_numpy() != "")
     if len(rows) < 2:
         return []
     hashes = np.array([int(value, 16) for value in index["perceptual_hash"].iloc[rows]], dtype=np.uint64)
     series = pd.factorize(np.array(series_of(index), dtype=object)[rows])[0]
-    looks = _Looks(ThumbnailFile(root), rows)
-    best: dict[tuple[int, int], tuple[float, int, int]] = {}
-    pairs: Counter[tuple[int, int]] = Counter()
+    looks = Looks(ThumbnailFile(root), index.iloc[rows], rows)
+    ids, subjects = index["id"].iloc[rows].tolist(), index["subject"].iloc[rows].tolist()
+    found: dict[tuple[int, int], Near] = {}  # by the two series
     partners: Counter[int] = Counter()
     for first, second in _candidates(hashes, series, looks):
         for a, b in zip(first.tolist(), second.tolist()):
             key = (min(series[a], series[b]), max(series[a], series[b]))
-            if key not in best and max(partners[key[0]], partners[key[1]]) >= MAX_PARTNERS:
+            if key in found or max(partners[key[0]], partners[key[1]]) >= MAX_PARTNERS:
                 continue
             correlation = looks.correlation(a, b)
-            if correlation <= NEAR:
-                continue
-            if key not in best:
+            if correlation > NEAR:
+                volume, other = sorted((ids[a], ids[b]))
+                found[key] = Near(volume, other, correlation, subjects[a] == subjects[b])
                 partners.update(key)
-            pairs[key] += 1
-            best[key] = min(best.get(key, (correlation, a, b)), (correlation, a, b), key=lambda item: item[1:])
-    ids, subjects = index["id"].iloc[rows].tolist(), index["subject"].iloc[rows].tolist()
-    found = []
-    for key, (correlation, *pair) in best.items():
-        a, b = sorted(pair, key=lambda row: ids[row])
-        found.append(Near(ids[a], ids[b], correlation, subjects[a] == subjects[b], pairs[key]))
-    return sorted(found, key=lambda near: (near.volume, near.other))
-
-
-class _Looks:
-    """Thumbnails of chosen rows, and 8^3 pictures of them that are kept once they have been needed."""
-
-    def __init__(self, thumbnails: ThumbnailFile, rows: np.ndarray) -> None:
-        self._thumbnails, self._rows = thumbnails, rows
-        self._coarse = np.zeros((len(rows), _LOOK_SIDE**3), np.float32)
-        self._known = np.zeros(len(rows), bool)
-
-    def _unit(self, row: int) -> np.ndarray:
-        """A thumbnail as a vector of length 1 (0 for a constant one)."""
-        vector = self._thumbnails[int(self._rows[row])].astype(np.float32).ravel()
-        norm = float(np.linalg.norm(vector))
-        return vector / norm if norm > 0 else vector
-
-    def correlation(self, a: int, b: int) -> float:
-        """Correlation of two thumbnails, which have a mean of zero."""
-        return float(self._unit(a) @ self._unit(b))
-
-    def coarse(self, rows: np.ndarray) -> np.ndarray:
-        """(n, 512): projections of the unit vectors onto blocks of 4^3 voxels.
-
-        Being projections, two of them are never farther apart than the vectors themselves.
-        """
-        step = SIDE // _LOOK_SIDE
-        for row in rows[~self._known[rows]].tolist():
-            if not self._known[row]:
-                cube = self._unit(row).reshape(_LOOK_SIDE, step, _LOOK_SIDE, step, _LOOK_SIDE, step)
-                self._coarse[row] = cube.sum(axis=(1, 3, 5)).ravel() / step**1.5
-                self._known[row] = True
-        return self._coarse[rows]
-
-    def close(
-        self, rows: np.ndarray, columns: np.ndarray, i: np.ndarray, j: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Those of the pairs (rows[i], columns[j]) whose thumbnails may correlate above NEAR."""
-        limit = 2.0 * (1.0 - NEAR) + 1e-3  # squared distance of unit vectors; the rest is for float16
-        if len(i) > _DENSE * len(rows) * len(columns):
-            left, right = self.coarse(rows), self.coarse(columns)
-            product = left @ right.T
-            squared = ((left**2).sum(1)[:, None] + (right**2).sum(1)[None] - 2 * product)[i, j]
-        else:
-            parts = [slice(k, k + 4096) for k in range(0, len(i), 4096)]
-            steps = [self.coarse(rows[i[part]]) - self.coarse(columns[j[part]]) for part in parts]
-            squared = np.concatenate([(step**2).sum(1) for step in steps]) if steps else np.zeros(0)
-        kept = squared < limit
-        return rows[i[kept]], columns[j[kept]]
+    return sorted(found.values(), key=lambda near: (near.volume, near.other))
 
 
 def _candidates(
-    hashes: np.ndarray, series: np.ndarray, looks: _Looks
+    hashes: np.ndarray, series: np.ndarray, looks: Looks
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs of rows, each pair once, of different series, similar hashes and similar coarse looks.
 
@@ -198,7 +138,7 @@ def write_duplicates(objects: Objects, found: Sequence[Near]) -> None:
     writer.writerow(_COLUMNS)
     for near in found:
         same = "yes" if near.same_subject else "no"
-        writer.writerow((near.volume, near.other, f"{near.correlation:.4f}", same, near.pairs))
+        writer.writerow((near.volume, near.other, f"{near.correlation:.4f}", same))
     objects.put(fmt.DUPLICATES_FILE, text.getvalue().encode())
 
 
@@ -209,6 +149,6 @@ def read_duplicates(root: str | Path) -> list[Near]:
         return []
     rows = csv.DictReader(io.StringIO(objects.get(fmt.DUPLICATES_FILE).decode(), newline=""))
     return [
-        Near(row["volume"], row["other"], float(row["correlation"]), row["same_subject"] == "yes", int(row["pairs"]))
+        Near(row["volume"], row["other"], float(row["correlation"]), row["same_subject"] == "yes")
         for row in rows
     ]

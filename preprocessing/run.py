@@ -134,7 +134,7 @@ class Run:
                 say(f"{keys[0]} in {self.root} is damaged: {owners[name].shown} is converted again")
                 uncommit(self.root, name)
                 self.committed.discard(name)
-        damage.forget_damage(self.root, owners)
+        damage.forget_damage(self.root, (name for source in self.sources for name in source.volume_ids()))
 
     def _settings(self, ledger: Ledger) -> Settings:
         """What the workers are told. On other machines, paths are absolute and the memory is theirs to know."""

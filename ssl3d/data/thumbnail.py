@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ssl3d.data.format import VolumeAttributes
@@ -10,6 +12,8 @@ SIDE = 32
 _STRAIGHT_DEGREES = 1.0  # a grid turned by less than this against the world is taken as it is
 _FINE = 2  # samples along each axis of a thumbnail's voxel, where a turned grid is sampled
 _HASH_SIDE = 4
+
+_WORLD_TO_AXES = np.array([[0, 0, 1.0], [0, -1.0, 0], [-1.0, 0, 0]])  # world RAS+ -> z Superior, y Posterior, x Left
 
 Box = tuple[slice, slice, slice]
 
@@ -27,7 +31,8 @@ def thumbnail(image: np.ndarray, attributes: VolumeAttributes, valid: np.ndarray
     turned = _is_turned(np.asarray(attributes.affine, dtype=np.float64))
     small = _area_means(image[0], attributes, valid, box, SIDE * _FINE if turned else SIDE)
     if turned:
-        small = _straightened(small, np.asarray(attributes.affine, dtype=np.float64), box, low)
+        inside = None if valid is None else _area_means(valid[0], None, None, box, SIDE * _FINE) > 0.5
+        small = _straightened(small, inside, np.asarray(attributes.affine, dtype=np.float64), box, low)
     std = small.std()
     return ((small - small.mean()) / (std if std > 0 else 1.0)).astype(np.float16)
 
@@ -56,31 +61,22 @@ def _valid_box(shape: tuple[int, ...], valid: np.ndarray | None) -> Box:
 
 
 def _area_means(
-    channel: np.ndarray, attributes: VolumeAttributes, valid: np.ndarray | None, box: Box, side: int
+    channel: np.ndarray, attributes: VolumeAttributes | None, valid: np.ndarray | None, box: Box, side: int
 ) -> np.ndarray:
-    """(side, side, side) float64: physical values of a box of one channel (Z,Y,X), clipped and averaged."""
-    stats = attributes.valid_stats[0]
-    scale, offset = attributes.scale[0], attributes.offset[0]
-    low, high = (np.int16(np.clip(round((v - offset) / scale), -32768, 32767)) for v in (stats.low, stats.high))
+    """(side, side, side) float64: a box of one channel (Z,Y,X), averaged; physical and clipped, or (None) as it is."""
     part = channel[box]
-    measured = None if valid is None else valid[0][box]
-    along_z, along_y, along_x = (_area_weights(n, side) for n in part.shape)
+    weights = [_area_weights(n, side) for n in part.shape]
     small = np.zeros((side, side, side), dtype=np.float64)
-    slab, values = (np.empty(part.shape[1:], np.float32) for _ in range(2))  # no float copy of the whole volume
-    plane = np.empty(part.shape[1:], np.int16)
-    for row, weights in enumerate(along_z):
-        slab.fill(0.0)
-        whole = weights.max()
-        for z in np.flatnonzero(weights):
-            np.clip(part[z], low, high, out=plane)
-            if measured is not None:
-                np.copyto(plane, low, where=measured[z] == 0)
-            np.copyto(values, plane)
-            if weights[z] != whole:  # the first and the last plane of an interval
-                values *= weights[z] / whole
-            slab += values
-        small[row] = whole * (along_y @ slab @ along_x.T)
-    return scale * small + offset
+    for z, plane in enumerate(part):  # plane by plane: no float copy of the whole volume
+        values = plane.astype(np.float32)
+        if attributes is not None:
+            stats = attributes.valid_stats[0]
+            values = np.clip(attributes.scale[0] * values + attributes.offset[0], stats.low, stats.high)
+            if valid is not None:
+                values = np.where(valid[0][box][z] != 0, values, np.float32(stats.low))
+        rows = np.flatnonzero(weights[0][:, z])
+        small[rows] += weights[0][rows, z, None, None] * (weights[1] @ values @ weights[2].T)
+    return small
 
 
 def _area_weights(n: int, side: int = SIDE) -> np.ndarray:
@@ -97,21 +93,36 @@ def _is_turned(affine: np.ndarray) -> bool:
     return bool((np.abs(columns).max(axis=0) < np.cos(np.deg2rad(_STRAIGHT_DEGREES))).any())
 
 
-def _straightened(fine: np.ndarray, affine: np.ndarray, box: Box, low: float) -> np.ndarray:
-    """(32,32,32) of the world's box around a turned grid, `low` outside it; `fine`: (64,64,64) of `box`."""
+def _straightened(
+    fine: np.ndarray, inside: np.ndarray | None, affine: np.ndarray, box: Box, low: float
+) -> np.ndarray:
+    """(32,32,32) of the world's box around a turned grid, `low` outside the grid.
+
+    `fine` (64,64,64) are the means of the grid's `box` of voxels, `inside` which of them are valid (None: all); the
+    world's box is that around the valid ones.
+    """
     from scipy.ndimage import map_coordinates
 
     first = np.array([part.start for part in box], dtype=np.float64)
-    size = np.array([part.stop - part.start for part in box], dtype=np.float64)
-    corners = first - 0.5 + size * np.array(list(np.ndindex(2, 2, 2)))
-    signed = np.array([[0, 0, 1.0], [0, -1.0, 0], [-1.0, 0, 0]])  # world RAS+ -> z Superior, y Posterior, x Left
-    to_axes = np.eye(4)
-    to_axes[:3] = signed @ affine[:3]
-    places = corners @ to_axes[:3, :3].T + to_axes[:3, 3]
+    cell = np.array([part.stop - part.start for part in box], dtype=np.float64) / len(fine)  # voxels
+    if inside is None or not inside.any():
+        corners = np.array(list(np.ndindex(2, 2, 2))) * len(fine) * cell + first - 0.5
+    else:  # the centres: the edge of a turned region is jagged, its teeth would enlarge the box
+        corners = (np.argwhere(inside) + 0.5) * cell + first - 0.5
+    to_axes = _WORLD_TO_AXES @ affine[:3]
+    places = corners @ to_axes[:, :3].T + to_axes[:, 3]
     start, extent = places.min(axis=0), np.ptp(places, axis=0)
     steps = (np.arange(SIDE * _FINE) + 0.5) / (SIDE * _FINE)
     grid = np.stack(np.meshgrid(*[s + e * steps for s, e in zip(start, extent)], indexing="ij"))
-    voxels = np.einsum("ij,j...->i...", np.linalg.inv(to_axes[:3, :3]), grid - to_axes[:3, 3, None, None, None])
-    inside = (voxels + 0.5 - first[:, None, None, None]) / size[:, None, None, None] * len(fine) - 0.5
-    sampled = map_coordinates(fine, inside, order=1, mode="constant", cval=low)
+    voxels = np.einsum("ij,j...->i...", np.linalg.inv(to_axes[:, :3]), grid - to_axes[:, 3, None, None, None])
+    cells = (voxels + 0.5 - first[:, None, None, None]) / cell[:, None, None, None] - 0.5
+    sampled = map_coordinates(fine, cells, order=1, mode="constant", cval=low)
     return sampled.reshape(SIDE, _FINE, SIDE, _FINE, SIDE, _FINE).mean(axis=(1, 3, 5))
+
+
+def world_box(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """(2, 3): the lowest and highest corner in mm of a grid (z, y, x) along Superior, Posterior and Left."""
+    corners = np.array(list(np.ndindex(2, 2, 2))) * np.asarray(shape) - 0.5
+    to_axes = _WORLD_TO_AXES @ np.asarray(affine, dtype=np.float64).reshape(4, 4)[:3]
+    places = corners @ to_axes[:, :3].T + to_axes[:, 3]
+    return np.stack([places.min(axis=0), places.max(axis=0)])
