@@ -84,6 +84,7 @@ def test_every_odd_file_converts_or_is_refused_by_name(data, tmp_path):
     assert refused.pop(broken) == refused.pop("oblique_affine_28deg.nii.gz") == "duplicate"
     assert refused == {
         "constant.nii.gz": "constant",
+        "label_shape_mismatch.nii.gz": "looks_like_labels",
         "single_slice.nii.gz": "too_few_slices",
         "truncated_half.nii.gz": "truncated",
         "zero_bytes.nii.gz": "empty_file",
