@@ -25,7 +25,6 @@ __all__ = ["Header", "header", "header_file", "read", "read_segmentation", "read
            "split_extension", "stack_channels"]  # fmt: skip
 
 _READERS = {extension: module for module in (nifti, mgh, nrrd, metaimage, minc) for extension in module.EXTENSIONS}
-_IN_C = (minc,)  # readers whose headers are parsed by a C library, which a hostile file may crash
 _HEADER_TIMEOUT_S = 60.0
 _HEADER_BYTES = 1 << 30
 EXTENSIONS = tuple(sorted(_READERS, key=len, reverse=True))  # ".nii.gz" is tried before ".gz" could be
@@ -66,7 +65,7 @@ def _reason(error: Exception, paths: Sequence[Path]) -> Refusal:
 
 def header(path: Path) -> Header:
     """Shape, frames and affine of a volume file, without its voxels. Raises Refusal."""
-    if _READERS[split_extension(path.name)[1]] in _IN_C:
+    if _READERS[split_extension(path.name)[1]] is minc and minc.is_hdf5(path):  # a C library, which it may crash
         return isolation.run(_header_here, path, timeout_s=_HEADER_TIMEOUT_S, memory_bytes=_HEADER_BYTES)
     return _header_here(path)
 

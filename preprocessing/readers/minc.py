@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,14 @@ from preprocessing.refusal import Refusal
 EXTENSIONS = (".mnc",)
 _HDF5 = b"\x89HDF"
 _NETCDF = b"CDF"
+
+
+def is_hdf5(path: Path) -> bool:
+    """Whether a file, if it is one, is MINC 2 by its first bytes."""
+    if not path.is_file() or not os.access(path, os.R_OK):
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_HDF5)) == _HDF5
 
 
 def _open(path: Path) -> Any:
