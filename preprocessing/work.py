@@ -93,7 +93,7 @@ def _convert_scan(volume_id: str, source: Source, scan: Scan, label: Scan | None
         volume = build(volume_id, source, scan, label, settings.spacing, settings.modality)
     except Refusal as refusal:
         return Outcome(volume_id, refusal)
-    except (ValueError, ArithmeticError, IndexError, TypeError, KeyError, RuntimeError) as error:
+    except Exception as error:  # one scan that breaks our own code must not end the run
         if isolation.is_out_of_memory(error):
             raise MemoryError(str(error)) from error
         text = " ".join(str(error).split())[:160]

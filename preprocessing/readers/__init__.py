@@ -29,8 +29,6 @@ _HEADER_TIMEOUT_S = 60.0
 _HEADER_BYTES = 1 << 30
 EXTENSIONS = tuple(sorted(_READERS, key=len, reverse=True))  # ".nii.gz" is tried before ".gz" could be
 _CUT_SHORT = ("expected", "truncated", "end of file", "end-of-stream", "unexpected end", "not enough", "premature")
-_FAILURES = (OSError, EOFError, ValueError, RuntimeError, KeyError, TypeError, ArithmeticError, IndexError,
-             NotImplementedError, AttributeError, zlib.error, ImageFileError, HeaderDataError)  # fmt: skip
 
 
 def split_extension(name: str) -> tuple[str, str]:
@@ -47,6 +45,8 @@ def _reason(error: Exception, paths: Sequence[Path]) -> Refusal:
 
     Raises MemoryError where that is what it says.
     """
+    if isinstance(error, Refusal):
+        return error
     if isolation.is_out_of_memory(error):
         raise MemoryError(str(error)) from error
     if isinstance(error, FileNotFoundError):
@@ -75,7 +75,7 @@ def _header_here(path: Path) -> Header:
     try:
         sniff.check_is_file(path)
         return _READERS[split_extension(path.name)[1]].header(path)
-    except _FAILURES as error:
+    except Exception as error:  # whatever a library raises before a file that lies
         raise _reason(error, [path]) from error
 
 
@@ -84,7 +84,7 @@ def read(path: Path, frames: Sequence[int] | None = None) -> Iterator[Scan]:
     try:
         sniff.check_is_file(path)
         yield from _READERS[split_extension(path.name)[1]].read(path, frames)
-    except _FAILURES as error:
+    except Exception as error:  # whatever a library raises before a file that lies
         raise _reason(error, [path]) from error
 
 
@@ -92,7 +92,7 @@ def read_series(paths: Sequence[Path], selection: dicom.Selection | None = None,
     """One volume of DICOM files, which may come in any order. Raises Refusal. See `dicom.read_series`."""
     try:
         return dicom.read_series(paths, selection, allow_gaps)
-    except _FAILURES as error:
+    except Exception as error:  # whatever a library raises before a file that lies
         raise _reason(error, paths) from error
 
 
@@ -100,7 +100,7 @@ def read_segmentation(path: Path, image: Scan) -> Scan:
     """A DICOM SEG as the label of `image`, on its grid. Raises Refusal. See `dicom_seg.read_segmentation`."""
     try:
         return dicom_seg.read_segmentation(path, image)
-    except _FAILURES as error:
+    except Exception as error:  # whatever a library raises before a file that lies
         raise _reason(error, [path]) from error
 
 
