@@ -86,11 +86,11 @@ def _outlying_spacing(index: pd.DataFrame) -> np.ndarray:
 
 def _outlying_intensity(index: pd.DataFrame) -> np.ndarray:
     """Foreground median and spread of the first channel: HU for CT, relative to the volume's own range otherwise."""
-    stats = pd.DataFrame([channels[0] for channels in index["foreground_stats"]])
+    first = pd.DataFrame([channels[0] for channels in index["foreground_stats"]])
+    low, high, middle, std = (first[key].to_numpy(float) for key in ("low", "high", "percentile_50", "clipped_std"))
     ct = np.array([names[0] == "ct" for names in index["modality"]])
-    extent = np.where(ct, 1.0, np.maximum(stats["high"] - stats["low"], 1e-12))
-    median = (stats["percentile_50"] - np.where(ct, 0.0, stats["low"])) / extent
-    spread = stats["clipped_std"] / extent
+    extent = np.where(ct, 1.0, np.maximum(high - low, 1e-12))
+    median, spread = (middle - np.where(ct, 0.0, low)) / extent, std / extent
     floor = np.where(ct, 20.0, 0.02)  # HU, and shares of the range: less is no difference
     return _outlying(index, np.stack([median, spread], axis=1), np.stack([floor, floor], axis=1))
 
