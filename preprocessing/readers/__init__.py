@@ -11,8 +11,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 
 from preprocessing import isolation
 from preprocessing.geometry import Scan, same_place
@@ -28,7 +26,8 @@ _READERS = {extension: module for module in (nifti, mgh, nrrd, metaimage, minc) 
 _HEADER_TIMEOUT_S = 60.0
 _HEADER_BYTES = 1 << 30
 EXTENSIONS = tuple(sorted(_READERS, key=len, reverse=True))  # ".nii.gz" is tried before ".gz" could be
-_CUT_SHORT = ("expected", "truncated", "end of file", "end-of-stream", "unexpected end", "not enough", "premature")
+_CUT_SHORT = ("expected", "truncated", "end of file", "end-of-stream", "unexpected end", "not enough", "premature",
+              "cannot reshape")  # fmt: skip
 
 
 def split_extension(name: str) -> tuple[str, str]:

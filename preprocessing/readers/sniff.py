@@ -29,6 +29,7 @@ _OTHER_FORMATS = (
     (GZIP_MAGIC, "gzip data"),
 )
 _MAY_HOLD_TEXT = 256  # bytes of printable characters at the start that no binary header has
+_FOREIGN_LETTERS = 0.6  # share of bytes beyond ASCII in any script's UTF-8 with its markup
 
 
 def check_is_file(path: Path) -> None:
@@ -71,6 +72,8 @@ def _check_is_no_text(head: bytes) -> None:
     """Raises Refusal for what a server or an editor writes."""
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:_MAY_HOLD_TEXT]
     if not start or any(byte < 9 or 13 < byte < 32 for byte in start):
+        return
+    if sum(byte > 126 for byte in start) > _FOREIGN_LETTERS * len(start):
         return
     if start.startswith(b"<"):
         raise Refusal("web_page")

@@ -8,8 +8,8 @@ from preprocessing.refusal import Refusal
 
 _SINGLE = 2.0**-24  # relative error of a float32
 _STEPS = 65535 * 8  # an eighth of a step of the int16 that a volume becomes
-_ROUGHER = 3.0  # times: neighbours of a volume read in the wrong byte order differ so much more
-_SMOOTH = 0.5  # mean step between neighbours in standard deviations; white noise has 1.1
+_ROUGHER = 1.7  # times: neighbours of a volume read in the wrong byte order differ so much more (scans: 2 and up)
+_SMOOTH = 0.7  # mean step between neighbours in standard deviations; white noise has 1.1
 _PLAUSIBLE = 1e10
 
 
