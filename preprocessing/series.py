@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from preprocessing.geometry import FEW_SLICES_BELOW, MIN_SLICES
+from preprocessing.headers import describe_all
 from preprocessing.readers import dicom_header
 from preprocessing.readers.dicom_header import Object, Picture, plain
 from preprocessing.refusal import Refusal
@@ -23,6 +24,7 @@ from preprocessing.subjects import Patients, digits
 from ssl3d.data.subjects import hash_subject
 
 _DATE = re.compile(r"(?<!\d)(19|20)\d\d[-_. ]?[01]\d[-_. ]?[0-3]\d|(?<!\d)[0-3]\d[-_. ][01]\d[-_. ](19|20)\d\d")
+_FOLDER = re.compile(r"f\d+")  # of a suffix: only the folder tells the pictures apart
 _UID = re.compile(r"\d+(\.\d+){3,}")
 FEWEST_DERIVED = 8  # slices; fewer reformatted or computed pictures are single images, not a volume
 _MOST_SCOUT_SLICES = 32  # a series called scout or survey that has more is a scan
@@ -48,11 +50,9 @@ def group(files: Mapping[Path, Root], key: bytes, patients: Patients) -> list[So
     labels: list[Object] = []
     unread: list[tuple[Path, Refusal]] = []
     seen: set[tuple[object, ...]] = set()
-    for file in files:
-        try:
-            found = dicom_header.describe(file)
-        except (Refusal, OSError) as error:
-            unread.append((file, error if isinstance(error, Refusal) else Refusal("read_error")))
+    for file, found in zip(files, describe_all(list(files))):
+        if isinstance(found, Refusal):
+            unread.append((file, found))
             continue
         for folder in (file.parent, file.parent.parent):
             grouping.words.setdefault(folder, set()).update(found.words)
@@ -169,7 +169,8 @@ class _Grouping:
         first = paths[0]
         root = self.files[first]
         subject = self.patients.of(first, first.parent.name) or hash_subject(found.patient or found.study, self.key)
-        series = digits(f"{found.patient}\n{found.series}" if found.patient else found.series, self.key)
+        copy = "".join(part for part in suffix.split("_") if _FOLDER.fullmatch(part))  # copies are series of their own
+        series = digits("\n".join(part for part in (found.patient, found.series, copy) if part), self.key)
         name = f"dicom-{series}{'-' if suffix else ''}{suffix}"
         place = first if root.named or first.parent in self.crowded else first.parent
         shown = self.shown(place, root, found.words)

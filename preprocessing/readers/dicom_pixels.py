@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,8 @@ def _read_file(path: Path, frames: Sequence[int] | None, pixels: bool) -> tuple[
     if not pixels:
         return modality, [item for picture in chosen for item in _slices(data, picture, None, None)]
     _check_decoder(data)
+    if _encapsulated(data):
+        _silence_codecs()
     if len(pictures) == 1:
         stored = iter([pixel_array(data, correct_unused_bits=_encapsulated(data))])
     else:
@@ -111,6 +114,15 @@ def _read_file(path: Path, frames: Sequence[int] | None, pixels: bool) -> tuple[
         out += _slices(data, picture, values, invalid)
     rescaled = _states_rescale(data)
     return modality, [replace(item, rescaled=rescaled) for item in out]
+
+
+@lru_cache(maxsize=1)
+def _silence_codecs() -> None:
+    """GDCM writes what it thinks of a file to the screen."""
+    import gdcm
+
+    for switch in (gdcm.Trace.DebugOff, gdcm.Trace.WarningOff, gdcm.Trace.ErrorOff):
+        switch()
 
 
 def _states_rescale(data: pydicom.Dataset) -> bool:

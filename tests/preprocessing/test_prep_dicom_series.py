@@ -9,9 +9,10 @@ from pydicom.dataset import Dataset
 from pydicom.fileset import FileSet
 from pydicom.uid import generate_uid
 
-from preprocessing import readers, series
+from preprocessing import convert, headers, readers, series
 from preprocessing.source import Root
 from preprocessing.subjects import Patients
+from ssl3d.data.store import open_store
 
 _KEY = b"k" * 32
 
@@ -175,9 +176,22 @@ def test_instances_that_share_a_uid_by_mistake_are_all_kept(tmp_path):
 def test_copies_under_new_uids_in_another_folder_do_not_merge(tmp_path):
     for name in "ab":
         files.series(tmp_path / name, files.body(5), each=[{"SOPInstanceUID": generate_uid()} for _ in range(5)])
-    found = _volumes(_group(tmp_path))
+    sources = _group(tmp_path)
+    found = _volumes(sources)
     assert set(found) == {"f0", "f1"}
-    np.testing.assert_array_equal(found["f0"], found["f1"])  # the conversion then keeps one of them
+    np.testing.assert_array_equal(found["f0"], found["f1"])
+    assert len({source.public[:26] for source in sources}) == 2  # other series: the conversion keeps one of them
+
+
+@pytest.mark.slow
+def test_of_copies_under_new_uids_one_is_kept_and_frames_all(tmp_path):
+    for name in "ab":
+        files.series(tmp_path / "in" / name, files.body(5), each=[{"SOPInstanceUID": generate_uid()} for _ in range(5)])
+    for k in range(2):
+        files.series(tmp_path / "in" / "c", files.body(5, seed=2), start=10 * k, SeriesInstanceUID="1.2.9",
+                     TemporalPositionIdentifier=k + 1)  # fmt: skip
+    report = convert(tmp_path / "in", tmp_path / "store", workers=1)
+    assert report.converted == 3 and [reason for _, reason in report.refused] == ["duplicate"]
 
 
 def _report(path, sop_class, modality="SR"):
@@ -254,6 +268,24 @@ def test_three_planes_of_few_slices_are_a_localiser(tmp_path):
     for k, axes in enumerate((files.AXIAL, files.SAGITTAL, files.CORONAL)):
         files.series(tmp_path, files.body(5, seed=k), start=10 * k, axes=axes)
     assert _reasons(_group(tmp_path)) == ["localiser"]
+
+
+@pytest.mark.slow
+def test_gaps_are_filled_by_a_conversion_that_is_told_to(tmp_path):
+    files.series(tmp_path / "in", files.body(19, 20, 22), np.delete(2.0 * np.arange(20), 8))
+    report = convert(tmp_path / "in", tmp_path / "no", spacing="keep", workers=1)
+    assert [reason for _, reason in report.refused] == ["missing_slices"]
+    report = convert(tmp_path / "in", tmp_path / "yes", spacing="keep", workers=1, allow_gaps=True)
+    store = open_store(tmp_path / "yes")
+    assert report.converted == 1 and store.attributes(0).flags == ["interpolated_gaps"]
+    valid = store.read(0, (0, 0, 0), (20, 20, 22), kind="valid")[0]
+    np.testing.assert_array_equal(valid.all(axis=(1, 2)), np.arange(20) != 8)
+    convert(tmp_path / "in", tmp_path / "fine", workers=1, allow_gaps=True)  # resampled over the gap
+    store = open_store(tmp_path / "fine")
+    shape = tuple(store.shape(0)[1:])
+    image = store.read(0, (0, 0, 0), shape)[0]
+    valid = store.read(0, (0, 0, 0), shape, kind="valid")[0] != 0
+    assert 0.04 < 1 - valid.mean() < 0.06 and image[~valid].min() > -900 < image[valid].min()  # filled, not air
 
 
 def test_a_reformatted_stack_of_many_slices_is_a_volume(tmp_path):
@@ -341,3 +373,26 @@ def _with_private(path, k) -> Dataset:
     item = pydicom.dcmread(path)
     item.private_block(0x0019, "SIEMENS MR HEADER", create=True).add_new(0x0C, "IS", str(1000 * k))
     return item
+
+
+@pytest.mark.slow
+def test_headers_read_by_several_processes_are_the_same(tmp_path, monkeypatch):
+    files.series(tmp_path / "a", files.body(9))
+    (tmp_path / "a" / "bad.dcm").write_bytes(b"no DICOM at all" * 40)
+    found = sorted((tmp_path / "a").iterdir())
+    monkeypatch.setattr(headers, "_CHUNK", 4)
+    here, there = list(headers.describe_all(found)), list(headers.describe_all(found, few=0))
+    assert [getattr(item, "reason", item) for item in here] == [getattr(item, "reason", item) for item in there]
+    monkeypatch.setattr(headers.isolation, "run", _dies_of("bad.dcm"))
+    there = list(headers.describe_all(found, few=0))
+    assert [str(item) for item in there if isinstance(item, readers.Refusal)] == ["worker_died: it died"]
+    assert len(there) == len(here)
+
+
+def _dies_of(name):
+    def run(function, paths, **_):
+        if any(path.name == name for path in paths):
+            raise readers.Refusal("worker_died", "it died")
+        return function(paths)
+
+    return run
