@@ -34,6 +34,7 @@ from bench_loader import ct_like
 from common import RESULTS, save, wall_ms
 from numcodecs import Blosc
 from scipy import ndimage
+from threadpoolctl import threadpool_limits
 
 from preprocessing import readers
 from preprocessing.geometry import AxisGrid, Scan, canonical, resampled_grid
@@ -312,6 +313,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="exit 1 when the goals are missed")
     o = parser.parse_args()
     repeats, slices = (2, 50) if o.quick else (o.repeats, 200)
+    threadpool_limits(1)  # as in the workers of a conversion
     with tempfile.TemporaryDirectory() as temporary:
         files = ct_files(o.data)[: 2 if o.quick else None] or [make_ct(Path(temporary), (slices, 512, 512))]
         volume = hounsfield(files[0], (slices, 512, 512))

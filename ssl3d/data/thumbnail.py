@@ -27,11 +27,14 @@ def thumbnail(image: np.ndarray, attributes: VolumeAttributes, valid: np.ndarray
     nor padding decides. Independent of the foreground box.
     """
     box = _valid_box(image.shape[1:], valid)
-    low = float(attributes.valid_stats[0].low)
+    stats, scale, offset = attributes.valid_stats[0], attributes.scale[0], attributes.offset[0]
+    low = float(stats.low)
     turned = _is_turned(np.asarray(attributes.affine, dtype=np.float64))
-    small = _area_means(image[0], attributes, valid, box, SIDE * _FINE if turned else SIDE)
+    window = tuple(int(np.clip(round((value - offset) / scale), -32768, 32767)) for value in (stats.low, stats.high))
+    measured = None if valid is None else valid[0][box]
+    small = scale * _area_means(image[0][box], SIDE * _FINE if turned else SIDE, window, measured) + offset
     if turned:
-        inside = None if valid is None else _area_means(valid[0], None, None, box, SIDE * _FINE) > 0.5
+        inside = None if measured is None else _area_means(measured, SIDE * _FINE) > 0.5
         small = _straightened(small, inside, np.asarray(attributes.affine, dtype=np.float64), box, low)
     std = small.std()
     return ((small - small.mean()) / (std if std > 0 else 1.0)).astype(np.float16)
@@ -51,31 +54,40 @@ def perceptual_hash(small: np.ndarray) -> str:
 
 def _valid_box(shape: tuple[int, ...], valid: np.ndarray | None) -> Box:
     """The smallest box (z, y, x) of all valid voxels; the whole volume when all or none are."""
-    found = []
-    for axis, n in enumerate(shape):
-        inside = np.arange(n)
-        if valid is not None and valid.any():
-            inside = np.flatnonzero(valid[0].any(axis=tuple(a for a in range(3) if a != axis)))
-        found.append(slice(int(inside[0]), int(inside[-1]) + 1))
-    return found[0], found[1], found[2]
+    if valid is None or not valid.any():
+        return slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2])
+    through_z = valid[0].max(axis=0)
+    found = [np.flatnonzero(seen) for seen in (valid[0].max(axis=(1, 2)), through_z.max(axis=1), through_z.max(axis=0))]
+    z, y, x = (slice(int(inside[0]), int(inside[-1]) + 1) for inside in found)
+    return z, y, x
 
 
 def _area_means(
-    channel: np.ndarray, attributes: VolumeAttributes | None, valid: np.ndarray | None, box: Box, side: int
+    part: np.ndarray, side: int, window: tuple[int, ...] | None = None, measured: np.ndarray | None = None
 ) -> np.ndarray:
-    """(side, side, side) float64: a box of one channel (Z,Y,X), averaged; physical and clipped, or (None) as it is."""
-    part = channel[box]
-    weights = [_area_weights(n, side) for n in part.shape]
+    """(side, side, side) float64: integers (Z,Y,X) averaged, clipped to `window`; its lower end where not `measured`.
+
+    The planes of an interval are summed before the products along y and x: one pair of them an interval, not a plane.
+    """
+    along_z, along_y, along_x = (_area_weights(n, side) for n in part.shape)
     small = np.zeros((side, side, side), dtype=np.float64)
-    for z, plane in enumerate(part):  # plane by plane: no float copy of the whole volume
-        values = plane.astype(np.float32)
-        if attributes is not None:
-            stats = attributes.valid_stats[0]
-            values = np.clip(attributes.scale[0] * values + attributes.offset[0], stats.low, stats.high)
-            if valid is not None:
-                values = np.where(valid[0][box][z] != 0, values, np.float32(stats.low))
-        rows = np.flatnonzero(weights[0][:, z])
-        small[rows] += weights[0][rows, z, None, None] * (weights[1] @ values @ weights[2].T)
+    slab, values = (np.empty(part.shape[1:], np.float32) for _ in range(2))  # no float copy of the whole volume
+    plane = np.empty(part.shape[1:], part.dtype)
+    for row, weights in enumerate(along_z):
+        slab.fill(0.0)
+        whole = weights.max()
+        for z in np.flatnonzero(weights):
+            if window is None:
+                plane[...] = part[z]
+            else:
+                np.clip(part[z], *window, out=plane)
+                if measured is not None:
+                    np.copyto(plane, window[0], where=measured[z] == 0)
+            np.copyto(values, plane)
+            if weights[z] != whole:  # the first and the last plane of an interval
+                values *= weights[z] / whole
+            slab += values
+        small[row] = whole * (along_y @ slab @ along_x.T)
     return small
 
 
