@@ -141,7 +141,9 @@ def _chart(chart: Chart) -> str:
     values = np.asarray(chart.values, dtype=float)
     low, high, median = float(values.min()), float(values.max()), float(np.median(values))
     logarithmic = low > 0 and high / low > _LOGARITHMIC
-    span = (low, high) if high > low else (low - 0.5, high + 0.5)
+    constant = high - low <= 1e-3 * max(abs(low), abs(high))  # rounding is no spread
+    span = (low - 0.5, low + 0.5) if constant else (low, high)
+    values = np.clip(values, *span)
     edges = np.geomspace(*span, _BINS + 1) if logarithmic else np.linspace(*span, _BINS + 1)
     counts, _ = np.histogram(values, edges)
     width, heights = _WIDTH / _BINS, counts / counts.max() * (_HEIGHT - 8)
