@@ -10,10 +10,11 @@ import re
 import sys
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pydicom
@@ -60,8 +61,15 @@ _IDENTIFYING = [
     for keyword in line.split()
 ]
 _TAGS: list[Any] = [*_KEYWORDS, *_IDENTIFYING, "SpecificCharacterSet", *(Tag(*pair) for pair in _PRIVATE_B_VALUES)]
+Shared = TypeVar("Shared", bound=Hashable)
 _BROKEN = (InvalidDicomError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError,
            NotImplementedError, AssertionError, OverflowError, RecursionError)  # fmt: skip
+
+
+@lru_cache(maxsize=4096)
+def _shared(value: Shared) -> Shared:
+    """The first of equal values: the headers of millions of files hold few different ones."""
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +110,7 @@ class Picture:
         return np.cross(self.axes[:3], self.axes[3:])
 
 
-@dataclass
+@dataclass(slots=True)
 class Object:
     """A DICOM file without its pixels. What identifies stays in memory: nothing of it is written to a store.
 
@@ -194,13 +202,13 @@ def _describe(path: Path, data: pydicom.Dataset) -> Object:
     found = Object(
         kind=_kind(data, sop_class),
         file=path,
-        series=series,
-        study=_text(data, "StudyInstanceUID") or series,
+        series=_shared(series),
+        study=_shared(_text(data, "StudyInstanceUID") or series),
         instance=instance,
-        patient=_text(data, "PatientID"),
+        patient=_shared(_text(data, "PatientID")),
         modality=MODALITIES.get(_text(data, "Modality"), "other"),
-        frame_of_reference=_text(data, "FrameOfReferenceUID"),
-        words=_words(data),
+        frame_of_reference=_shared(_text(data, "FrameOfReferenceUID")),
+        words=_shared(_words(data)),
     )
     if found.kind == IMAGE:
         words = " ".join(_text(data, name).lower() for name in ("SeriesDescription", "ProtocolName"))
@@ -328,7 +336,7 @@ def pictures_of(path: Path, data: pydicom.Dataset) -> list[Picture]:
     """The pictures of a file, in the order of its frames."""
     groups = Groups(data)
     find = groups.find
-    shape = (int(data.Rows), int(data.Columns))
+    shape = _shared((int(data.Rows), int(data.Columns)))
     classic = frame_count(data) == 1 and not groups.per_frame
     out = []
     for k in range(frame_count(data)):
@@ -342,13 +350,13 @@ def pictures_of(path: Path, data: pydicom.Dataset) -> list[Picture]:
                 frame=k,
                 shape=shape,
                 position=_numbers(find(k, "PlanePositionSequence", "ImagePositionPatient"), 3),
-                axes=_numbers(find(k, "PlaneOrientationSequence", "ImageOrientationPatient"), 6),
-                spacing=_numbers(find(k, "PixelMeasuresSequence", "PixelSpacing"), 2),
+                axes=_shared(_numbers(find(k, "PlaneOrientationSequence", "ImageOrientationPatient"), 6)),
+                spacing=_shared(_numbers(find(k, "PixelMeasuresSequence", "PixelSpacing"), 2)),
                 thickness=number(find(k, "PixelMeasuresSequence", "SliceThickness")),
                 number=int(number(data.get("InstanceNumber"))) if classic else k,
-                image_type=tuple(str(word) for word in frame_type) if frame_type else image_type(data),
-                stack=str(find(k, "FrameContentSequence", "StackID") or ""),
-                echo=_echo(groups, k),
+                image_type=_shared(tuple(str(word) for word in frame_type) if frame_type else image_type(data)),
+                stack=_shared(str(find(k, "FrameContentSequence", "StackID") or "")),
+                echo=_shared(_echo(groups, k)),
                 b_value=_private_b_value(data) if b_value is None else number(b_value),
                 gradient=tuple(round(v, 3) for v in _numbers(gradient) or ()),
                 time=int(number(find(k, "FrameContentSequence", "TemporalPositionIndex")
@@ -357,7 +365,7 @@ def pictures_of(path: Path, data: pydicom.Dataset) -> list[Picture]:
                                or data.get("TriggerTime")),
                 acquisition=int(number(find(k, "FrameContentSequence", "FrameAcquisitionNumber")
                                        or data.get("AcquisitionNumber"))),
-                kernel=str(kernel or ""),
+                kernel=_shared(str(kernel or "")),
             )
         )  # fmt: skip
     return out
