@@ -91,4 +91,7 @@ class Root:
 
     def shown(self, path: Path) -> str:
         """`path` as the user would write it."""
-        return str(Path(self.typed) / path.relative_to(self.path)) if path != self.path else self.typed
+        if path == self.path:
+            return self.typed
+        below = path.relative_to(self.path).as_posix()
+        return f"{self.typed.rstrip('/')}/{below}" if self.typed else below

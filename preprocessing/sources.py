@@ -92,7 +92,7 @@ class Discovery:
         if path.is_dir():
             self._add_folder(path, Root(path, typed))
         elif archives.is_archive(path.name):
-            self._add_archive(path, Root(path.parent, str(Path(typed).parent), named), typed, depth=0)
+            self._add_archive(path, Root(path.parent, typed.rpartition("/")[0], named), typed, depth=0)
         elif lists.is_list(path) and row is None:
             self._add_list(path, typed)
         else:
@@ -115,7 +115,7 @@ class Discovery:
 
     def _add_file(self, path: Path, typed: str, named: bool) -> None:
         """A single file: a part of a data set, a volume, a DICOM file, or nothing that is read."""
-        root = Root(path.parent, str(Path(typed).parent), named)
+        root = Root(path.parent, typed.rpartition("/")[0], named)
         above = layouts.above(path, self._folder)
         if above is not None:
             self._parts.append(_Part(path, root, typed, *above))

@@ -117,7 +117,7 @@ def test_msd_labels_subjects_classes_and_targets(tmp_path):
         np.testing.assert_array_equal(label, labels[name][i, j, k])
         np.testing.assert_array_equal(_values(store, row, "labels_original")[0], label)  # 1 mm: the same grid
     text = inspect(tmp_path / "store", html=tmp_path / "page.html")
-    assert "volumes: 3" in text and "with labels: 3" in text and "few_slices: 3" in text
+    assert "volumes: 3" in text and "with labels: 3" in text and "few_slices" not in text
     assert "data:image/png;base64," in (tmp_path / "page.html").read_text()
 
 
@@ -193,7 +193,7 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path):
     assert report.summary == "converted 1, refused 6" and report.exit_code == 0
     assert _refused(tmp_path / "store") == {
         "in/constant.nii.gz": "constant", "in/nan.nii.gz": "not_finite", "in/thin.nii.gz": "too_few_slices",
-        "in/empty.nii.gz": "empty_file", "in/half.nii.gz": "truncated", "in/noise.nii": "unreadable",
+        "in/empty.nii.gz": "empty_file", "in/half.nii.gz": "truncated", "in/noise.nii": "plain_text",
     }  # fmt: skip
     assert str(tmp_path) not in (tmp_path / "store" / "refused.csv").read_text()
 
