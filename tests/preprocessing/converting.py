@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import psutil
+import pytest
 from tests_prep import oblique, save, smooth
 
 from ssl3d.data import format as fmt
@@ -25,12 +27,35 @@ def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "ssl3d", "convert", *map(str, arguments)]
 
 
-def start(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
-    """Start `ssl3d convert`; its output can be read from the process."""
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", **options.pop("env", {})}
-    return subprocess.Popen(
-        command(*arguments), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
+_started: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def nobody_left() -> Iterator[None]:
+    """What a test that failed has started is ended."""
+    yield
+    while _started:
+        process = _started.pop()
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def start(*arguments: str | Path, limit: Callable[[], None] | None = None, **options: Any) -> subprocess.Popen[str]:
+    """Start `ssl3d convert`; its output can be read from the process. `limit` is called in it before it begins."""
+
+    def prepare() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests that were started in the background ignore it
+        if limit is not None:
+            limit()
+
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command(*arguments), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=prepare, **options,
+    )  # fmt: skip
+    _started.append(process)
+    return process
 
 
 def finish(*arguments: str | Path, **options: Any) -> tuple[int, str, str]:

@@ -9,10 +9,11 @@ import sys
 import time
 
 import pytest
-from converting import CHECKOUT, committed, descendants, digests, finish, scans, start, wait_until
+from converting import CHECKOUT, committed, descendants, digests, finish, nobody_left, scans, start, wait_until
 
 from preprocessing import convert
 
+__all__ = ["nobody_left"]
 pytestmark = pytest.mark.slow
 
 SCANS = 8

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from converting import committed, descendants, digests, finish, scans, start, wait_until
+from converting import committed, descendants, digests, finish, nobody_left, scans, start, wait_until
 from tests_prep import save, smooth
 
+__all__ = ["nobody_left"]
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="processes and limits of Linux")]
 
 SCANS = 8  # and a larger one
@@ -110,7 +111,7 @@ def test_a_file_that_cannot_grow_ends_the_run_in_one_sentence(source, undisturbe
     """A limit on the size of files stands for a full disk: small volumes are written, the larger one is not."""
     root = tmp_path / "store"
     code, _, err = finish(
-        source, root, "--workers", 1, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
+        source, root, "--workers", 1, limit=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
     )
     _assert_full(code, err, root)
     assert committed(root) == SCANS - 1

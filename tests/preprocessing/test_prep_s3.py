@@ -6,12 +6,13 @@ import signal
 
 import numpy as np
 import pytest
-from converting import descendants, digests, finish, scans, start, wait_until
+from converting import descendants, digests, finish, nobody_left, scans, start, wait_until
 
 from preprocessing import inspect
 from ssl3d.data.objects import open_objects
 from ssl3d.data.store import open_store
 
+__all__ = ["nobody_left"]
 pytestmark = pytest.mark.slow
 
 SCANS = 4
