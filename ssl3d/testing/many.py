@@ -36,8 +36,10 @@ def write_many(root: str | Path, count: int) -> None:
         (folder / "c").symlink_to(Path("..", model, "c"))
         os.link(root / fmt.VOLUMES / model / THUMBNAIL_OBJECT, folder / THUMBNAIL_OBJECT)
         attributes = {**metadata["attributes"], **_own(number)}
-        for stats in (*attributes["foreground_stats"], *attributes["valid_stats"]):
-            stats["mean"] = number % 97 / 7
+        factors = np.random.default_rng(number).uniform(0.5, 1.5, 12).tolist()
+        for kind in ("foreground_stats", "valid_stats"):
+            values = zip(metadata["attributes"][kind][0].items(), factors)
+            attributes[kind] = [{key: value * factor for (key, value), factor in values} | {"count": 1000 + number}]
         (folder / METADATA).write_text(json.dumps({**metadata, "attributes": attributes}))
 
 

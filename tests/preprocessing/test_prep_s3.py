@@ -34,10 +34,11 @@ def test_converted_to_s3_it_is_the_store_that_a_disk_holds(source, s3_bucket, tm
     run = start(source, url, "--workers", 2)
     objects = open_objects(url)
     assert wait_until(lambda: len(objects.holding("volumes", "zarr.json")) >= 1 or run.poll() is not None)
+    run.send_signal(signal.SIGSTOP)  # it holds the store as long as the second one takes to start
     code, _, err = finish(source, url, "--workers", 1)
     assert code == 1 and f"store {url} is being written by another ssl3d convert (process {run.pid} on" in err
     below = descendants(run)
-    run.send_signal(signal.SIGKILL)
+    run.kill()
     run.communicate()
     for process in below:
         process.wait(30)
