@@ -18,7 +18,7 @@ from preprocessing.source import Root, Source, clean_id
 from preprocessing.subjects import Patients, digits
 from ssl3d.data.objects import in_parallel
 from ssl3d.data.subjects import hash_subject
-from ssl3d.terminal import progress
+from ssl3d.terminal import printable, progress
 
 _AT_ONCE = 32  # headers that one thread reads in turn
 _SHOW_FROM = 2000  # headers; fewer are read before a bar could be seen
@@ -127,7 +127,7 @@ def _fits(image: Header | Refusal, label: Header | Refusal) -> bool:
 def _source(draft: Draft, headers: Mapping[Path, Header | Refusal], names: Names) -> Source:
     case, row = draft.case, draft.row
     first = case.present[0]
-    raw = draft.place.subject if draft.place is not None else case.raw_subject or case.name
+    raw = printable(draft.place.subject if draft.place is not None else case.raw_subject or case.name)
     subject = names.patients.of(first, case.name) or case.subject or hash_subject(raw, names.key)
     if row is not None and row.subject:
         subject = raw = row.subject
@@ -200,7 +200,7 @@ def _session(draft: Draft, subject: str, key: bytes) -> str:
         return draft.case.session
     if draft.place is None or draft.place.folder is None:
         return clean_id(draft.case.name)
-    return f"ses-{digits(f'{subject}/{draft.place.session}', key)[:12]}"
+    return f"ses-{digits(printable(f'{subject}/{draft.place.session}'), key)[:12]}"
 
 
 def _shown(draft: Draft, path: Path) -> str:
@@ -211,8 +211,10 @@ def _public_name(draft: Draft, path: Path, subject: str, key: bytes) -> str:
     """The file for refused.csv: folders that could be called after a patient or a day are given as pseudonyms."""
     name = draft.root.name(path)
     if draft.place is not None and path.parent != draft.root.path:
-        parts = [digits(part, key)[:8] if part != draft.place.subject else subject for part in name.split("/")[1:-1]]
-        return "/".join([name.split("/")[0], *parts, path.name])
+        own, *between, last = name.split("/")
+        whose = draft.place.subject
+        hashed = [subject if part == whose else digits(printable(part), key)[:8] for part in between]
+        return "/".join([own, *hashed, last])
     if draft.place is None and not draft.case.subject:
         return "/".join(subject if part == draft.case.raw_subject else part for part in name.split("/"))
     return name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -38,9 +39,10 @@ def find_sources(
 
 
 def attach_labels(sources: Sequence[Source], folder: Path) -> None:
-    """Give each source the label of the same name (extensions aside) in `folder` or below.
+    """Give each source the label of its name (extensions aside) in `folder` or below.
 
-    Names of classes come from a dataset.json in the folder or above it. Sources without one stay unlabelled.
+    The name of its subject counts too where the subject has one scan. Names of classes come from a dataset.json in the
+    folder or above it. Sources without a label stay unlabelled.
     Raises FileNotFoundError, and ValueError when not a single name fits.
     """
     if not folder.is_dir():
@@ -56,10 +58,10 @@ def attach_labels(sources: Sequence[Source], folder: Path) -> None:
     if description is not None:
         classes, ignore = datasets.class_names(datasets.read_description(description / datasets.DATASET_FILE))
     matched = 0
+    scans = Counter(source.raw_subject for source in sources)
     for source in sources:
-        label = next(
-            (labels[name] for name in (source.case, source.raw_subject, _stem(source)) if name in labels), None
-        )
+        names = [source.case, _stem(source), *([source.raw_subject] if scans[source.raw_subject] == 1 else [])]
+        label = next((labels[name] for name in names if name in labels), None)
         if label is not None:
             source.label, source.masks, source.classes, source.ignore = label, {}, dict(classes), ignore
             matched += 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ssl3d.terminal import printable
+
 REASONS: dict[str, str] = {
     "affine_not_finite": "the header's affine holds values that are not finite",
     "affine_singular": "the header's affine cannot be inverted: two axes coincide or a voxel size is zero",
@@ -100,7 +102,7 @@ class Refusal(Exception):  # not an error of the program: the scan is turned awa
     def __init__(self, reason: str, detail: str = "") -> None:
         assert reason in REASONS, reason
         self.reason = reason
-        self.detail = detail or REASONS[reason]
+        self.detail = printable(detail) or REASONS[reason]
         super().__init__(f"{self.reason}: {self.detail}")
 
     def __reduce__(self) -> tuple[type[Refusal], tuple[str, str]]:

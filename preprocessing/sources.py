@@ -22,6 +22,7 @@ from preprocessing.refusal import Refusal
 from preprocessing.source import Root, Source
 from preprocessing.summary import summaries
 from preprocessing.tree import Folder
+from ssl3d.terminal import printable
 
 FORMATS = "NIfTI, DICOM, NRRD, MetaImage, MINC and MGH files are read"
 # Neither images nor worth a look inside; every other unknown file is opened to see whether it is DICOM.
@@ -288,6 +289,8 @@ class Discovery:
         for line in summaries(found, [(pictures[source.paths[0]], source) for source in images]):
             self.say(line)
         every = [*(source for _, source in found), *images, *self._refused]
+        for source in every:
+            source.name, source.shown, source.public = map(printable, (source.name, source.shown, source.public))
         return sorted(every, key=lambda s: (s.id.lower(), s.id, s.subject, s.session, s.name, s.shown))
 
     def _refuse_row(self, row: Listed, refusal: Refusal) -> None:

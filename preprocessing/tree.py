@@ -68,9 +68,11 @@ class Folder:
     def folders(self) -> dict[str, Folder]:
         """The folders inside, by name."""
         inside = {name: Folder(self.path / name, self._skip, (*self._above, self)) for name in self._listed[1]}
-        if not self._skip:
-            return inside
-        return {name: folder for name, folder in inside.items() if folder.path.resolve() not in self._skip}
+        doubtful = {path.name for path in self._skip}
+        for name, folder in list(inside.items()):
+            if (name in doubtful or folder.path.is_symlink()) and folder.path.resolve() in self._skip:
+                del inside[name]
+        return inside
 
     @cached_property
     def volumes(self) -> list[str]:

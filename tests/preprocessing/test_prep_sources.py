@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import random
 
 import pytest
@@ -203,3 +204,17 @@ def test_dicom_files_named_one_by_one_are_one_series(tmp_path, ct_series, monkey
     assert said == ["found 1 volume in s (DICOM): 1 subject, 0 labelled"]
     (again,) = find(*(f"s/{path.name}" for path in (tmp_path / "s").iterdir()))
     assert again.id == source.id and again.subject == source.subject
+
+
+def test_names_that_are_no_text(tmp_path, capsys):
+    for name in (b"caf\xe9.nii.gz", b"two\nlines.nii.gz", "gr\u00fc\u00df.nii.gz".encode(), b"emp\xfety.nii.gz"):
+        path = tmp_path / "in" / b"P\xe4tient".decode("utf-8", "surrogateescape") / os.fsdecode(name)
+        trees.image(path, len(name))
+        if b"emp" in name:
+            path.write_bytes(b"")
+    report = convert(tmp_path / "in", tmp_path / "store", spacing="keep", workers=1)
+    assert (report.converted, [reason for _, reason in report.refused]) == (3, ["empty_file"])
+    assert open_store(tmp_path / "store").index["id"].tolist() == ["caf", "gr", "two-lines"]
+    for line in capsys.readouterr().out.splitlines():
+        assert line.isprintable()
+    convert(tmp_path / "in", tmp_path / "store", spacing="keep", workers=1, dry_run=True)
