@@ -31,7 +31,7 @@ DAMAGED_FILE = "damaged.json"  # {volume id: [object keys]} found by inspect --v
 
 CHUNK = 32  # voxels along each axis; chunks are (1, 32, 32, 32)
 SHARD_BYTES = 1 << 30  # a larger volume is split into several shards along z
-BLOSC = {"cname": "lz4", "clevel": 5, "shuffle": "bitshuffle"}
+BLOSC: dict[str, Any] = {"cname": "lz4", "clevel": 5, "shuffle": "bitshuffle"}
 
 MODALITIES = ("ct", "mr", "pet", "other")
 CT_WINDOW = (-1000.0, 1000.0)  # HU; normalisation "auto" clips CT to it
@@ -197,8 +197,8 @@ def index_row(
         "foreground_box": [int(v) for row in a.foreground_box for v in row],
         "scale": list(a.scale),
         "offset": list(a.offset),
-        "foreground_stats": [dataclasses.asdict(s) for s in a.foreground_stats],
-        "valid_stats": [dataclasses.asdict(s) for s in a.valid_stats],
+        "foreground_stats": [dict(vars(s)) for s in a.foreground_stats],
+        "valid_stats": [dict(vars(s)) for s in a.valid_stats],
         "flags": list(a.flags),
         "fingerprint": a.fingerprint,
         "perceptual_hash": a.perceptual_hash,

@@ -61,7 +61,14 @@ def collect_rows(objects: Objects) -> tuple[pa.Table, dict[str, dict[str, float]
     others = {kind: frozenset(objects.holding(kind, METADATA)) for kind in fmt.KINDS if kind != fmt.VOLUMES}
     pool = StatisticsPool()
     batches, rows = [], []
-    for row in in_parallel(lambda volume_id: _row(objects, volume_id, others), ids):
+
+    def read(volume_id: str) -> tuple[str, bytes, bytes | None]:
+        label = f"{fmt.LABELS}/{volume_id}/{METADATA}" if volume_id in others[fmt.LABELS] else None
+        metadata = objects.get(f"{fmt.VOLUMES}/{volume_id}/{METADATA}")
+        return volume_id, metadata, None if label is None else objects.get(label)
+
+    for volume_id, metadata, label in in_parallel(read, ids):
+        row = _row(objects, volume_id, metadata, label, others)
         pool.add(row["modality"], row["foreground_stats"])
         rows.append(_to_arrow(row))
         if len(rows) == _BATCH:
@@ -153,27 +160,27 @@ def _pool(channels: list[tuple[float, ...]]) -> dict[str, float]:
     return pooled
 
 
-def _row(objects: Objects, volume_id: str, others: Mapping[str, frozenset[str]]) -> dict[str, Any]:
-    """The index row of a committed volume, from its arrays' metadata. `others`: {kind: volumes that have it}."""
-    folder = f"{fmt.VOLUMES}/{volume_id}"
+def _row(
+    objects: Objects, volume_id: str, volume: bytes, label: bytes | None, others: Mapping[str, frozenset[str]]
+) -> dict[str, Any]:
+    """The index row of a committed volume, from the metadata of its arrays. `others`: {kind: volumes that have it}."""
     try:
-        metadata = json.loads(objects.get(f"{folder}/{METADATA}"))
+        metadata = json.loads(volume)
         attributes = VolumeAttributes.from_json(metadata["attributes"])
+        info = None if label is None else LabelInfo.from_json(json.loads(label)["attributes"])
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"volume {volume_id} of {objects.root} has damaged metadata ({error}): convert its source again"
         ) from error
-    label = None
-    if volume_id in others[fmt.LABELS]:
-        label = LabelInfo.from_json(json.loads(objects.get(f"{fmt.LABELS}/{volume_id}/{METADATA}"))["attributes"])
+    sizes = (objects.size(f"{fmt.VOLUMES}/{volume_id}/{key}") for key in attributes.digest)
     return fmt.index_row(
         volume_id,
         metadata["shape"],
         attributes,
-        label,
+        info,
         volume_id in others[fmt.VALID],
         volume_id in others[fmt.LABELS_ORIGINAL],
-        attributes.stored_bytes or sum(objects.size(f"{folder}/{key}") for key in attributes.digest),
+        attributes.stored_bytes or sum(sizes),
     )
 
 

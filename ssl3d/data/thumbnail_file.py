@@ -29,18 +29,23 @@ def write_thumbnails(objects: Objects, ids: Sequence[str]) -> None:
     Raises ValueError naming a volume whose thumbnail is missing or damaged.
     """
 
-    def row(volume_id: str) -> bytes:
+    head = _header(_SHAPE)
+
+    def read(volume_id: str) -> bytes:
         try:
-            array = np.load(io.BytesIO(objects.get(f"{fmt.VOLUMES}/{volume_id}/{THUMBNAIL_OBJECT}")))
-            return array.astype(_DTYPE).reshape(_SHAPE).tobytes()
-        except (FileNotFoundError, ValueError, EOFError) as error:
-            raise ValueError(
-                f"volume {volume_id} of {objects.root}: its thumbnail is damaged, convert its source again"
-            ) from error
+            return objects.get(f"{fmt.VOLUMES}/{volume_id}/{THUMBNAIL_OBJECT}")
+        except FileNotFoundError:
+            return b""
 
     def parts() -> Iterator[bytes]:
         yield _header((len(ids), *_SHAPE))
-        yield from in_parallel(row, ids)
+        for volume_id, data in zip(ids, in_parallel(read, ids)):
+            if not data.startswith(head) or len(data) != len(head) + _ROW_BYTES:
+                raise ValueError(
+                    f"volume {volume_id} of {objects.root}: its thumbnail is missing or damaged, convert its source"
+                    " again"
+                )
+            yield data[len(head) :]
 
     objects.put_parts(fmt.THUMBNAILS_FILE, parts())
 
