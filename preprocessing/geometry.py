@@ -17,7 +17,7 @@ from preprocessing.refusal import Refusal
 
 STORE_AXES = ("L", "P", "S")  # x, y, z as stored
 MIN_SLICES = 3
-FEW_SLICES_BELOW = 16  # along any axis of the source; such volumes are flagged few_slices
+FEW_SLICES_BELOW = 8  # along any axis of the source; such volumes are flagged few_slices
 PLAUSIBLE_MM = (0.01, 50.0)  # of a voxel's size
 SAME_SPACING = 1e-3  # relative; a grid this near to the target is kept as it is, so its values stay exact
 
