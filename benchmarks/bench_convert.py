@@ -188,7 +188,7 @@ def writers(folder: Path, volume: Volume) -> tuple[Methods, dict[str, Path | Non
         path = folder / name / str(next(written))
         zarr.create_array(path, shape=image.shape, dtype=image.dtype, **options)[...] = image
 
-    blosc = zarr.codecs.BloscCodec(typesize=2, **fmt.BLOSC)  # type: ignore[arg-type]
+    blosc = zarr.codecs.BloscCodec(typesize=2, **fmt.BLOSC)
     layout = {"chunks": (1, fmt.CHUNK, fmt.CHUNK, fmt.CHUNK), "shards": fmt.shard_shape(image.shape)}
     methods: Methods = {
         "compression in memory, one buffer": lambda: codec.encode(image),

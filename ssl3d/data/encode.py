@@ -19,15 +19,13 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
-from numcodecs import Blosc
 
 from ssl3d.data import format as fmt
-from ssl3d.data.blosc import blosc
+from ssl3d.data.blosc import ChunkEncoder
 
 METADATA = "zarr.json"
 _MISSING = 2**64 - 1
 _PART_BYTES = 1 << 20
-assert not blosc.use_threads  # one compression context a thread, and no pool that a fork would break
 
 
 class Shard:
@@ -95,7 +93,7 @@ def _metadata(shape: tuple[int, ...], shards: tuple[int, ...], dtype: str) -> di
         chunks=(1, fmt.CHUNK, fmt.CHUNK, fmt.CHUNK),
         shards=shards,
         serializer=BytesCodec(endian="little") if itemsize > 1 else BytesCodec(),
-        compressors=BloscCodec(typesize=itemsize, **fmt.BLOSC),  # type: ignore[arg-type]
+        compressors=BloscCodec(typesize=itemsize, **fmt.BLOSC),
         filters=None,
         fill_value=0,
         dimension_names=("c", "z", "y", "x"),
@@ -107,13 +105,12 @@ def _encode_shard(part: np.ndarray, shape: tuple[int, ...]) -> Iterator[bytes]:
     """The bytes of one shard of `shape` (C,Z,Y,X) whose voxels are `part`, at most as large, in parts of a megabyte."""
     grid = (shape[0], *(n // fmt.CHUNK for n in shape[1:]))
     index = np.full((*grid, 2), _MISSING, dtype="<u8")
-    codec = Blosc(cname=fmt.BLOSC["cname"], clevel=fmt.BLOSC["clevel"], shuffle=Blosc.BITSHUFFLE)
-    chunk = np.zeros((fmt.CHUNK,) * 3, part.dtype.newbyteorder("<"))
+    encoder = ChunkEncoder((fmt.CHUNK,) * 3, part.dtype.newbyteorder("<"), **fmt.BLOSC)
     pieces, held, offset = [], 0, 0
     for place in _morton(grid):
-        if not _take_chunk(part, place, chunk):
+        if not _take_chunk(part, place, encoder.chunk):
             continue
-        piece = codec.encode(chunk)
+        piece = encoder.encode()
         index[place] = offset, len(piece)
         offset += len(piece)
         pieces.append(piece)
@@ -127,8 +124,8 @@ def _encode_shard(part: np.ndarray, shape: tuple[int, ...]) -> Iterator[bytes]:
 
 def _take_chunk(part: np.ndarray, place: tuple[int, ...], chunk: np.ndarray) -> bool:
     """Fill `chunk` with the voxels at its place (c, z, y, x), zeros behind the end; whether any of them is not zero."""
-    box = tuple(slice(k * fmt.CHUNK, (k + 1) * fmt.CHUNK) for k in place[1:])
-    voxels = part[place[0]][box]
+    z, y, x = (k * fmt.CHUNK for k in place[1:])
+    voxels = part[place[0], z : z + fmt.CHUNK, y : y + fmt.CHUNK, x : x + fmt.CHUNK]
     if voxels.shape == chunk.shape and voxels.strides[2] == voxels.itemsize and voxels.dtype == chunk.dtype:
         # A row as one element: numpy copies it with memcpy, not voxel by voxel.
         row = np.dtype((np.void, fmt.CHUNK * voxels.itemsize))

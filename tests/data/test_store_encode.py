@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import zarr
 
-from ssl3d.data import encode
+from ssl3d.data import blosc, encode
 from ssl3d.data import format as fmt
 from ssl3d.data.encode import encode_metadata, encode_shards
 
@@ -65,3 +65,10 @@ def test_a_volume_of_several_shards_of_several_parts(tmp_path, monkeypatch):
     assert sorted(digests) == ["c/0/0/0/0", "c/0/2/0/0"]
     own = zarr.open_array(write(tmp_path / "own", found), mode="r")
     assert np.array_equal(own[...], array) and own.shards == (1, 64, 64, 96)
+
+
+def test_with_and_without_the_c_function_the_same_bytes(monkeypatch):
+    array = pattern((1, 40, 70, 100), "int16")
+    direct, _ = objects_of(array)
+    monkeypatch.setattr(blosc, "_compress", None)
+    assert objects_of(array)[0] == direct
