@@ -70,6 +70,18 @@ def confirm(root: str, token: str) -> None:
         raise StoreError(f"store {root} is no longer held by the run that this worker belongs to: its work is dropped")
 
 
+def check_free(root: str) -> None:
+    """Raises ValueError at once when another converter holds the store; makes nothing, and holds nothing."""
+    objects = open_objects(root)
+    if not isinstance(objects, LocalObjects):
+        holder = holder_of(objects)
+        if holder is not None and not holder.gone():
+            raise _in_use(objects, holder)
+    elif objects.exists(fmt.LOCK_FILE):
+        with _file_lock(objects):
+            pass
+
+
 @contextlib.contextmanager
 def exclusive(root: str) -> Iterator[str]:
     """Hold the store at `root`, whose folder is made if need be; gives the token of this run.

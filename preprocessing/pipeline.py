@@ -12,7 +12,7 @@ from typing import Any
 
 from preprocessing.archives import Scratch
 from preprocessing.ledger import content_digest
-from preprocessing.lock import exclusive
+from preprocessing.lock import check_free, exclusive
 from preprocessing.machine import default_workers
 from preprocessing.plan import attach_labels, attach_targets, find_sources, parse_spacing
 from preprocessing.rehearsal import rehearse
@@ -67,6 +67,8 @@ def convert(
         memory_bytes=None if memory is None else int(memory * 2**30),
     )
     _check_arguments(arguments, objects, modality, {"--workers": workers, "--timeout": timeout, "--memory": memory})
+    if not dry_run:
+        check_free(str(store))  # now, not after an hour of looking through a hundred thousand files
     with _stoppable(objects.root), Scratch(store, rehearsal=dry_run) as scratch:
         place = None if is_url(store) else local_path(store)
         key = load_key(subject_key, place, keep=not dry_run)

@@ -158,6 +158,16 @@ def test_a_worker_that_outlived_its_run_commits_nothing(tmp_path):
     assert [path.name for path in (tmp_path / "store").iterdir()] == [".lock"]
 
 
+def test_a_store_in_use_is_told_before_anything_is_looked_through(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "find_sources", lambda *_: pytest.fail("sources were looked through"))
+    url = f"memory://{tmp_path.name}/used.zarr"
+    TestLockBehindAUrl.hold(url)
+    with exclusive(str(tmp_path / "store")):
+        for store in (tmp_path / "store", url):
+            with pytest.raises(ValueError, match="is being written by another ssl3d convert"):
+                convert(tmp_path, store)
+
+
 class TestLockBehindAUrl:
     @pytest.fixture
     def root(self, tmp_path):
