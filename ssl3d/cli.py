@@ -192,6 +192,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         child = children.add_parser(
             name,
             help=about,
+            usage="ssl3d convert [options] SOURCE... STORE" if name == "convert" else None,
             description=about[0].upper() + about[1:] + ".",
             epilog=f"example: {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
