@@ -15,6 +15,7 @@ from ssl3d.data.thumbnail import SIDE
 THUMBNAIL_OBJECT = "thumbnail.npy"  # inside volumes/<id>/, so that it comes and goes with its volume
 _DTYPE = np.dtype("<f2")
 _SHAPE = (SIDE, SIDE, SIDE)
+_BLOCK = 64  # rows fetched at once from behind a URL: 4 MiB
 _ROW_BYTES = SIDE**3 * _DTYPE.itemsize
 
 
@@ -51,23 +52,32 @@ def write_thumbnails(objects: Objects, ids: Sequence[str]) -> None:
 
 
 class ThumbnailFile:
-    """`ThumbnailFile(root)[row]` is the (32,32,32) float16 thumbnail of a row of the index, from a disk or a URL."""
+    """`ThumbnailFile(root)[row]` is the (32,32,32) float16 thumbnail of a row of the index, from a disk or a URL.
+
+    Behind a URL some rows are fetched at once and the last ones kept: they are mostly asked for one after the other.
+    """
 
     def __init__(self, root: str | Path) -> None:
         self._objects = open_objects(root)
         self._mapped: np.ndarray | None = None
-        self._first = 0
+        self._first, self._size = 0, 0
+        self._block, self._rows = -1, np.empty((0, *_SHAPE), _DTYPE)
         if isinstance(self._objects, LocalObjects):
             self._mapped = np.load(self._objects.path(fmt.THUMBNAILS_FILE), mmap_mode="r")
         else:
-            self._first = self._objects.size(fmt.THUMBNAILS_FILE) % _ROW_BYTES
+            self._size = self._objects.size(fmt.THUMBNAILS_FILE)
+            self._first = self._size % _ROW_BYTES
 
     def __getitem__(self, row: int) -> np.ndarray:
         if self._mapped is not None:
             return self._mapped[row]
-        first = self._first + row * _ROW_BYTES
-        (data,) = self._objects.get_ranges(fmt.THUMBNAILS_FILE, [(first, first + _ROW_BYTES)])
-        return np.frombuffer(data, _DTYPE).reshape(_SHAPE)
+        block, position = divmod(row, _BLOCK)
+        if block != self._block:
+            first = self._first + block * _BLOCK * _ROW_BYTES
+            end = min(first + _BLOCK * _ROW_BYTES, self._size)
+            (data,) = self._objects.get_ranges(fmt.THUMBNAILS_FILE, [(first, end)])
+            self._block, self._rows = block, np.frombuffer(data, _DTYPE).reshape(-1, *_SHAPE)
+        return self._rows[position]
 
 
 def _header(shape: tuple[int, ...]) -> bytes:
