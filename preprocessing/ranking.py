@@ -13,13 +13,13 @@ from preprocessing.quantise import MAX_SATURATED
 from ssl3d.data.format import FEW_SLICES
 
 _LEAST_FOREGROUND = 0.05  # share of the valid voxels
-_LEAST_VALID = 0.3  # share of the volume
+_LEAST_VALID = 0.1  # share of the volume
 _OUTLYING = 3.5  # robust standard deviations (Iglewicz and Hoaglin 1993)
 _FEWEST = 8  # volumes of a modality from which on outliers are told
 
 RULES = (
     "1 point for few slices; up to 1 each for saturated voxels, for a foreground below 5 % of the valid voxels, for"
-    " less than 30 % valid voxels, and for a spacing or intensities that lie more than 3.5 robust standard deviations"
+    " less than 10 % valid voxels, and for a spacing or intensities that lie more than 3.5 robust standard deviations"
     " from the median of their modality; half a point for an unsure modality and for a volume that looks like another;"
     " a quarter for any other flag"
 )
