@@ -14,7 +14,8 @@ SMALL = [
     "ct_mr_totalsegmentator/example_mr_sm.nii.gz", "ct_mr_totalsegmentator/aorta/ct_cropped.nii.gz",
     "ct_mr_totalsegmentator/pulmonary/ct_cropped.nii.gz", "odd/nrrd_mha/fetal_template_T2.nrrd",
     "odd/nifti/anatomical_big_endian_int16.nii", "odd/nifti/avg152T1_nifti2.nii.gz",
-    "odd/nifti/zstat_big_endian.nii.gz", "odd/derived_broken/oblique_affine_28deg.nii.gz", "odd/derived_broken/int16_slope0.5_inter-1024.nii.gz",
+    "odd/nifti/zstat_big_endian.nii.gz", "odd/derived_broken/oblique_affine_28deg.nii.gz",
+    "odd/derived_broken/int16_slope0.5_inter-1024.nii.gz",
     "odd/derived_broken/nan_block.nii.gz", "mri_niivue/MR_Gd.nii.gz",
 ]  # fmt: skip
 LARGE = [
