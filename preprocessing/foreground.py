@@ -124,14 +124,16 @@ def foreground(
     coarse = _block_means(values, steps)
     usable = np.ones(coarse.shape, bool) if valid is None else _block_centres(valid, steps)
     small = (_body(coarse, own) & usable) if modality == "ct" else _bright(coarse, own, usable)
-    mask = small
-    for axis, step in enumerate(steps):
-        if step > 1:
-            mask = np.repeat(mask, step, axis=axis)
-    mask = mask[tuple(slice(0, n) for n in values.shape)]
-    if not mask.any():
+    if not small.any():
         mask = np.ones(values.shape, bool) if valid is None or not valid.any() else valid
-    return mask, bounding_box(mask)
+        return mask, bounding_box(mask)
+    mask = small
+    for axis in (2, 1, 0):  # planes last: those are copied whole
+        if steps[axis] > 1:
+            mask = np.repeat(mask, steps[axis], axis=axis)
+        mask = mask[(slice(None),) * axis + (slice(0, values.shape[axis]),)]
+    low, high = np.array(bounding_box(small)) * steps
+    return mask, [low.tolist(), np.minimum(high, values.shape).tolist()]
 
 
 def bounding_box(mask: np.ndarray) -> list[list[int]]:
