@@ -7,20 +7,22 @@ All of them become the same list of `Picture`, so that one set of rules groups a
 from __future__ import annotations
 
 import re
+import struct
 import sys
 import unicodedata
 import warnings
+import zlib
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pydicom
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.tag import Tag
-from pydicom.uid import ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from preprocessing.readers import sniff
 from preprocessing.refusal import Refusal
@@ -62,8 +64,10 @@ _IDENTIFYING = [
 ]
 _TAGS: list[Any] = [*_KEYWORDS, *_IDENTIFYING, "SpecificCharacterSet", *(Tag(*pair) for pair in _PRIVATE_B_VALUES)]
 Shared = TypeVar("Shared", bound=Hashable)
-_BROKEN = (InvalidDicomError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError,
-           NotImplementedError, AssertionError, OverflowError, RecursionError)  # fmt: skip
+# What a damaged header or picture makes pydicom and the codecs raise; the disk's own errors are told apart by errno.
+BROKEN = (InvalidDicomError, BytesLengthException, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError,
+          IndexError, NotImplementedError, AssertionError, ArithmeticError, RuntimeError, RecursionError, struct.error,
+          zlib.error)  # fmt: skip
 
 
 @lru_cache(maxsize=4096)
@@ -167,15 +171,14 @@ def load(path: Path, **options: Any) -> pydicom.Dataset:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             data = pydicom.dcmread(path, force=True, **options)
-    except _BROKEN as error:
+            if not data.file_meta.get("TransferSyntaxUID", ""):
+                implicit = data.original_encoding[0] is not False
+                data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+            return data
+    except BROKEN as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk, not the file
             raise
         raise Refusal("unreadable", "a file could not be read as DICOM") from error
-    if "TransferSyntaxUID" not in data.file_meta:
-        data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
-        if data.original_encoding[0] is False:
-            data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    return data
 
 
 def describe(path: Path) -> Object:
@@ -188,7 +191,7 @@ def describe(path: Path) -> Object:
             return _describe(path, data)
     except Refusal:
         raise
-    except _BROKEN as error:
+    except BROKEN as error:
         raise Refusal("unreadable", "a value in the DICOM header could not be understood") from error
 
 
@@ -283,8 +286,12 @@ def _text(data: pydicom.Dataset, keyword: str) -> str:
 
 def image_type(data: pydicom.Dataset) -> tuple[str, ...]:
     """The values of Image Type."""
-    stated = data.get("ImageType", None) or ()
-    return tuple(str(word) for word in ([stated] if isinstance(stated, str) else stated))
+    return _strings(data.get("ImageType", None))
+
+
+def _strings(value: Any) -> tuple[str, ...]:
+    """The values of a text element; () where it is not there."""
+    return tuple(str(word) for word in ([value] if isinstance(value, str) else value or ()))
 
 
 def frame_count(data: pydicom.Dataset) -> int:
@@ -333,42 +340,45 @@ def _private_b_value(data: pydicom.Dataset) -> float:
 
 
 def pictures_of(path: Path, data: pydicom.Dataset) -> list[Picture]:
-    """The pictures of a file, in the order of its frames."""
+    """The pictures of a file, in the order of its frames; a single one without a place where they are not placed."""
     groups = Groups(data)
-    find = groups.find
+    count = frame_count(data)
+    placed = count == 1 or len(groups.per_frame) == count
+    found = [_picture(path, groups, k) for k in range(count if placed else 1)]
+    return found if placed else [replace(found[0], position=None)]
+
+
+def _picture(path: Path, groups: Groups, k: int) -> Picture:
+    """Frame `k` of a file."""
+    data, find = groups.data, groups.find
     shape = _shared((int(data.Rows), int(data.Columns)))
     classic = frame_count(data) == 1 and not groups.per_frame
-    out = []
-    for k in range(frame_count(data)):
-        frame_type = next((t for name in _FRAME_TYPES if (t := find(k, name, "FrameType"))), None)
-        kernel = find(k, "CTReconstructionSequence", "ConvolutionKernel")
-        gradient = find(k, "MRDiffusionSequence", "DiffusionGradientOrientation")
-        b_value = find(k, "MRDiffusionSequence", "DiffusionBValue")
-        out.append(
-            Picture(
-                file=path,
-                frame=k,
-                shape=shape,
-                position=_numbers(find(k, "PlanePositionSequence", "ImagePositionPatient"), 3),
-                axes=_shared(_numbers(find(k, "PlaneOrientationSequence", "ImageOrientationPatient"), 6)),
-                spacing=_shared(_numbers(find(k, "PixelMeasuresSequence", "PixelSpacing"), 2)),
-                thickness=number(find(k, "PixelMeasuresSequence", "SliceThickness")),
-                number=int(number(data.get("InstanceNumber"))) if classic else k,
-                image_type=_shared(tuple(str(word) for word in frame_type) if frame_type else image_type(data)),
-                stack=_shared(str(find(k, "FrameContentSequence", "StackID") or "")),
-                echo=_shared(_echo(groups, k)),
-                b_value=_private_b_value(data) if b_value is None else number(b_value),
-                gradient=tuple(round(v, 3) for v in _numbers(gradient) or ()),
-                time=int(number(find(k, "FrameContentSequence", "TemporalPositionIndex")
-                                or data.get("TemporalPositionIdentifier"))),
-                trigger=number(find(k, "CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime")
-                               or data.get("TriggerTime")),
-                acquisition=int(number(find(k, "FrameContentSequence", "FrameAcquisitionNumber")
-                                       or data.get("AcquisitionNumber"))),
-                kernel=_shared(str(kernel or "")),
-            )
-        )  # fmt: skip
-    return out
+    frame_type = next((t for name in _FRAME_TYPES if (t := find(k, name, "FrameType"))), None)
+    kernel = find(k, "CTReconstructionSequence", "ConvolutionKernel")
+    gradient = find(k, "MRDiffusionSequence", "DiffusionGradientOrientation")
+    b_value = find(k, "MRDiffusionSequence", "DiffusionBValue")
+    return Picture(
+        file=path,
+        frame=k,
+        shape=shape,
+        position=_numbers(find(k, "PlanePositionSequence", "ImagePositionPatient"), 3),
+        axes=_shared(_numbers(find(k, "PlaneOrientationSequence", "ImageOrientationPatient"), 6)),
+        spacing=_shared(_numbers(find(k, "PixelMeasuresSequence", "PixelSpacing"), 2)),
+        thickness=number(find(k, "PixelMeasuresSequence", "SliceThickness")),
+        number=int(number(data.get("InstanceNumber"))) if classic else k,
+        image_type=_shared(_strings(frame_type) or image_type(data)),
+        stack=_shared(str(find(k, "FrameContentSequence", "StackID") or "")),
+        echo=_shared(_echo(groups, k)),
+        b_value=_private_b_value(data) if b_value is None else number(b_value),
+        gradient=tuple(round(v, 3) for v in _numbers(gradient) or ()),
+        time=int(number(find(k, "FrameContentSequence", "TemporalPositionIndex")
+                    or data.get("TemporalPositionIdentifier"))),
+        trigger=number(find(k, "CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime")
+                   or data.get("TriggerTime")),
+        acquisition=int(number(find(k, "FrameContentSequence", "FrameAcquisitionNumber")
+                           or data.get("AcquisitionNumber"))),
+        kernel=_shared(str(kernel or "")),
+    )  # fmt: skip
 
 
 def _echo(groups: Groups, frame: int) -> tuple[float, ...]:

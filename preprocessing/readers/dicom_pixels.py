@@ -18,13 +18,23 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from pydicom.pixels import apply_modality_lut, get_decoder, iter_pixels, pixel_array
+from pydicom.uid import JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes
 
-from preprocessing.readers.dicom_header import MODALITIES, Groups, Picture, check_file, load, number, pictures_of
+from preprocessing.readers.dicom_header import (
+    BROKEN,
+    MODALITIES,
+    Groups,
+    Picture,
+    check_file,
+    load,
+    number,
+    pictures_of,
+)
 from preprocessing.refusal import Refusal
 
-_BROKEN = (ValueError, RuntimeError, AttributeError, EOFError, KeyError, IndexError, TypeError, NotImplementedError,
-           OSError, AssertionError)  # fmt: skip
 _CUT_SHORT = ("less than", "expected", "truncated", "end of", "no pixel data", "no 'pixel data'", "insufficient")
+# The first choice where several are installed: GDCM, pydicom's own, ends the process on damaged JPEG 2000.
+_CODECS = dict.fromkeys(JPEG2000TransferSyntaxes, "pylibjpeg") | dict.fromkeys(JPEGLSTransferSyntaxes, "pyjpegls")
 _DEFER = 1 << 23  # bytes; larger elements stay on the disk until asked for: one frame of a large object is read alone
 
 
@@ -83,7 +93,7 @@ def read_file(path: Path, frames: Sequence[int] | None, pixels: bool = True) -> 
     with quiet():
         try:
             return _read_file(path, frames, pixels)
-        except _BROKEN as error:
+        except BROKEN as error:
             if isinstance(error, OSError) and error.errno is not None:  # the disk, not the file
                 raise
             if any(word in str(error).lower() for word in _CUT_SHORT):
@@ -97,17 +107,19 @@ def _read_file(path: Path, frames: Sequence[int] | None, pixels: bool) -> tuple[
     modality = MODALITIES.get(str(data.get("Modality", "")), "other")
     pictures = pictures_of(path, data)
     chosen = [pictures[k] for k in (range(len(pictures)) if frames is None else frames)]
+    placed = [item for picture in chosen for item in _slices(data, picture, None, None)]  # refuses before it decodes
     if not pixels:
-        return modality, [item for picture in chosen for item in _slices(data, picture, None, None)]
+        return modality, placed
     _check_decoder(data)
     if _encapsulated(data):
         _silence_codecs()
+    correct, plugin = _encapsulated(data), _CODECS.get(data.file_meta.TransferSyntaxUID, "")
     if len(pictures) == 1:
-        stored = iter([pixel_array(data, correct_unused_bits=_encapsulated(data))])
+        stored = iter([pixel_array(data, decoding_plugin=plugin, correct_unused_bits=correct)])
     else:
-        syntax = data.file_meta.TransferSyntaxUID
-        stored = iter_pixels(path, indices=[picture.frame for picture in chosen],
-                             transfer_syntax_uid=syntax, correct_unused_bits=_encapsulated(data))  # fmt: skip
+        stored = iter_pixels(path, indices=[picture.frame for picture in chosen], decoding_plugin=plugin,
+                             transfer_syntax_uid=data.file_meta.TransferSyntaxUID,
+                             correct_unused_bits=correct)  # fmt: skip
     out: list[Slice] = []
     for picture, frame in zip(chosen, stored):
         values, invalid = _values(data, frame, picture.frame)
@@ -239,6 +251,8 @@ def tiles(data: pydicom.Dataset, whole: Slice, values: np.ndarray | None = None)
         raise Refusal("mosaic", "the pictures are mosaics of slices, and how many is not stated")
     side = int(np.ceil(np.sqrt(count)))
     rows, columns = (n // side for n in whole.values.shape)
+    if min(rows, columns) < 1:
+        raise Refusal("mosaic", f"a picture of {whole.values.shape} pixels cannot hold {count} slices")
     gap = number(data.get("SpacingBetweenSlices")) or whole.thickness
     if gap <= 0:
         raise Refusal("no_geometry", "the distance of the slices of a mosaic is not stated")

@@ -27,6 +27,7 @@ LARGEST_GAP = 3.0  # times the median distance: beyond it nothing is known of wh
 PARALLEL = 1e-3  # largest difference of two direction cosines that count as parallel
 _EVEN = 0.02  # of the usual distance (or mm): rounded positions differ by that
 _TILTED = 0.1  # pixels that the last slice may lie beside the first before the stack counts as tilted
+_STEEPEST = 1.0  # mm beside a mm of height: 45 degrees; gantries tilt by 30 at most
 _FILLED = 0.9  # share of a gap that the slices' thickness covers when nothing is missing
 _THICKER = 1.25  # times the median thickness
 _HU_BELOW = -500.0  # a CT whose lowest value lies above it holds no air, so its values are no HU
@@ -151,6 +152,9 @@ def _offsets(stack: Sequence[Slice], heights: np.ndarray) -> np.ndarray:
     worst = float(np.linalg.norm(beside, axis=1).max())
     if worst > max(0.1, 0.5 * min(stack[0].spacing)):
         raise Refusal("scattered_slices", f"a slice lies {worst:.2f} mm beside the line of the others")
+    steepest = float(np.linalg.norm(drift))
+    if steepest > _STEEPEST:
+        raise Refusal("scattered_slices", f"each mm of height moves a slice {steepest:.2f} mm aside: no tilt does")
     return offsets
 
 

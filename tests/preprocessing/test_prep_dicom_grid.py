@@ -157,6 +157,12 @@ def test_slices_beside_the_line_are_refused(tmp_path):
         dicom.read_series(list((tmp_path / "wave").iterdir()))
 
 
+def test_a_stack_that_leans_over_more_than_any_gantry_is_refused(tmp_path):
+    files.series(tmp_path, files.body(6), drift=(0, 900.0))
+    with pytest.raises(Refusal, match="scattered_slices: each mm of height"):
+        dicom.read_series(list(tmp_path.iterdir()))
+
+
 def test_a_slice_sent_twice_counts_once(tmp_path):
     values = files.body(5)
     files.series(tmp_path / "a", values)

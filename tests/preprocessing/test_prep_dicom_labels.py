@@ -101,6 +101,15 @@ def test_a_label_of_a_tilted_or_foreign_scan(tmp_path):
         readers.read_segmentation(tmp_path / "seg", scan)
 
 
+def test_a_segmentation_of_a_tilted_stack_is_refused(tmp_path):
+    values = files.body(7)
+    paths = files.series(tmp_path / "in", values, drift=(0.0, 0.4))
+    _segmentation(tmp_path / "in" / "seg", paths, _mask(values))
+    store, outcomes = _convert(tmp_path / "in", tmp_path / "store")
+    assert [refusal and refusal.reason for _, refusal in outcomes] == [None, "label_unreadable"]
+    assert {LABEL_REFUSED, "resampled_tilt"} <= set(store.attributes(0).flags)
+
+
 def test_overlapping_segments_leave_the_scan_unlabelled(tmp_path):
     values = files.body(7, 20, 22)
     paths = files.series(tmp_path / "in", values)

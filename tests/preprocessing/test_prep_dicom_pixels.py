@@ -326,7 +326,8 @@ def test_mosaics_of_one_series_are_time_points(tmp_path):
 def test_a_mosaic_without_its_count_is_refused(tmp_path):
     item = files.mosaic(tmp_path / "m", np.ones((4, 8, 10), np.int16), (0, 0, 1), 3.5)
     block = item.private_block(0x0029, "SIEMENS CSA HEADER")
-    for content in (files.csa(SliceNormalVector=[0, 0, 1]), b"SV10garbage" * 9):
+    none, far_too_many = files.csa(SliceNormalVector=[0, 0, 1]), files.csa(NumberOfImagesInMosaic=[90_000])
+    for content in (none, far_too_many, b"SV10garbage" * 9):
         block[0x10].value = content
         item.save_as(tmp_path / "m")
         with pytest.raises(Refusal, match="mosaic"):

@@ -347,11 +347,12 @@ def test_frames_of_one_enhanced_object(tmp_path):
         np.testing.assert_array_equal(found[f"o{order[stack]}_t{time:04d}"], expected.astype(int) * slope)
 
 
-def test_a_multi_frame_object_without_places_is_refused(tmp_path):
+@pytest.mark.parametrize("stated", [5, 2**31 - 1])
+def test_a_multi_frame_object_without_places_is_refused(tmp_path, stated):
     item = files.slice_file(tmp_path / "x", np.zeros((9, 8), np.int16), (0, 0, 0), modality="MR",
                             ImagePositionPatient=None)  # fmt: skip
     files.set_pixels(item, np.zeros((5, 9, 8), np.int16))
-    item.NumberOfFrames = 5
+    item.NumberOfFrames, item.ImagePositionPatient = stated, [0, 0, 0]
     item.save_as(tmp_path / "x", enforce_file_format=True)
     (source,) = _group(tmp_path)
     with pytest.raises(readers.Refusal, match="no_geometry"):
