@@ -190,7 +190,8 @@ class Run:
 
     def _refuse(self, source: Source, volume_id: str, refusal: Refusal) -> None:
         self.refused.append((source, volume_id, refusal))
-        say(f"refused {source.shown}: {refusal}")
+        hashed = f" [{source.name}]" if source.name.startswith("dicom-") else ""  # what refused.csv calls it
+        say(f"refused {source.shown}{hashed}: {refusal}")
 
     def _drop(self, duplicates: dict[str, str], ledger: Ledger) -> None:
         """Remove volumes whose content is there already, and remember them, so that a resume need not read them."""
