@@ -11,7 +11,7 @@ from html import escape
 import numpy as np
 
 from preprocessing.duplicates import Near
-from preprocessing.montage import planes, png
+from preprocessing.montage import Plane, planes, png
 from preprocessing.ranking import RULES, Ranked
 from preprocessing.refusal import REASONS
 from preprocessing.report import Row
@@ -21,6 +21,7 @@ _BINS = 24
 _LOGARITHMIC = 50.0  # ratio of the largest to the smallest positive value from which on the axis is logarithmic
 _MOST_ROWS = 100  # of a reason, or of pairs; the files in the store hold all
 _WIDTH, _HEIGHT = 230, 80
+_TALLEST = 0.5  # height of the planes of a volume, in their widths together
 
 _STYLE = """
 :root { --ink: #1c2430; --dim: #566173; --line: #d9dee6; --paper: #fff; --card: #f6f8fa; --bar: #2f6fb5;
@@ -45,7 +46,8 @@ th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px soli
   overflow-wrap: anywhere } th { font-weight: 600 } td.n, th.n { text-align: right }
 .montage { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: 1rem }
 .volume { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .7rem }
-.planes { display: flex; gap: 3px; align-items: center; background: #000; border-radius: 4px; padding: 3px }
+.planes { background: #000; border-radius: 4px; padding: 3px }
+.planes div { display: flex; gap: 3px; align-items: center; margin: 0 auto }
 .planes img { min-width: 0; image-rendering: auto; display: block }
 .volume figcaption { margin-top: .5rem } .volume b { color: var(--ink); overflow-wrap: anywhere }
 .reasons { color: var(--warn); font-weight: 600 }
@@ -117,19 +119,25 @@ def _volume(store: Store, item: Ranked) -> str:
     modality = ", ".join(store.cell("modality", item.row))
     why = f'<span class="reasons">{escape(", ".join(item.reasons))}</span>' if item.reasons else "nothing found"
     try:
-        pictures = "".join(
-            f'<img style="flex:{plane.width_mm:.0f} 1 0;aspect-ratio:{plane.width_mm:.0f}/{plane.height_mm:.0f}"'
-            f' alt="{plane.name} plane of {escape(volume_id)}"'
-            f' src="data:image/png;base64,{base64.b64encode(png(plane)).decode()}">'
-            for plane in planes(store, item.row)
-        )
-        shown = f'<div class="planes">{pictures}</div>'
+        shown = _strip(volume_id, planes(store, item.row))
     except (ValueError, OSError):
         shown = "<p>It cannot be read: see ssl3d inspect --verify.</p>"
     return (
         f'<figure class="volume">{shown}<figcaption><b>{escape(volume_id)}</b> · {item.score:.2f} points: {why}<br>'
         f"{escape(modality)} · {shape} voxels (z, y, x) of {spacing} mm</figcaption></figure>"
     )
+
+
+def _strip(volume_id: str, cuts: Sequence[Plane]) -> str:
+    """The planes beside each other on one scale, narrower where they would be taller than half their width."""
+    share = min(1.0, _TALLEST * sum(cut.width_mm for cut in cuts) / max(cut.height_mm for cut in cuts))
+    pictures = "".join(
+        f'<img style="flex:{cut.width_mm:.0f} 1 0;aspect-ratio:{cut.width_mm:.0f}/{cut.height_mm:.0f}"'
+        f' alt="{cut.name} plane of {escape(volume_id)}"'
+        f' src="data:image/png;base64,{base64.b64encode(png(cut)).decode()}">'
+        for cut in cuts
+    )
+    return f'<div class="planes"><div style="width:{100 * share:.0f}%">{pictures}</div></div>'
 
 
 def _chart_group(title: str, charts: Sequence[Chart]) -> str:
