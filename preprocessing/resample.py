@@ -2,8 +2,8 @@
 
 One linear operator an axis. Its kernel is the cardinal cubic spline (Unser, "Splines: a perfect fit for signal and
 image processing", 1999): exactly what a prefiltered order-3 B-spline interpolates with. On an axis that shrinks by
-s > 1 the kernel is stretched by s, which moves its cut-off to the new grid's Nyquist frequency (below 1 % from 1.5
-times that frequency on), so no alias is left; an axis that grows is interpolated without blur. Beyond the edge the
+s > 1 the kernel is stretched by s, which moves its cut-off to the new grid's Nyquist frequency (1.2 % pass at 1.5 times
+that frequency, less beyond), so no alias is left; an axis that grows is interpolated without blur. Beyond the edge the
 signal is mirrored about the face of the last voxel.
 
 An operator is banded, so it is applied as small dense tiles: 16 outputs and the inputs that they see, one matrix
