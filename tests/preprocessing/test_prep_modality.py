@@ -138,7 +138,7 @@ def test_scans_do_not_look_like_labels():
 
 def test_a_mask_is_refused_as_a_scan_and_taken_as_a_label(tmp_path):
     save(tmp_path / "in" / "scan.nii.gz", smooth((20, 40, 30)))
-    save(tmp_path / "in" / "mask.nii.gz", _spheres(classes=3))
+    save(tmp_path / "in" / "second.nii.gz", _spheres(classes=3))
     save(tmp_path / "labels" / "scan.nii.gz", _spheres(classes=3).astype(np.uint8))
     report = convert(tmp_path / "in", tmp_path / "store", labels=tmp_path / "labels", workers=1)
     assert report.converted == 1 and [reason for _, reason in report.refused] == ["looks_like_labels"]
