@@ -73,7 +73,7 @@ def convert(
         place = None if is_url(store) else local_path(store)
         key = load_key(subject_key, place, keep=not dry_run)
         skip = [folder for folder in (place, None if labels is None else Path(labels)) if folder is not None]
-        found = find_sources(arguments, key, skip, scratch, say)
+        found = find_sources(arguments, key, skip, scratch, say, guess_labels=labels is None)
         if labels is not None:
             attach_labels(found, Path(labels))
         if targets is not None:

@@ -24,15 +24,21 @@ SPACINGS = ("iso1", "median", "keep")
 
 
 def find_sources(
-    arguments: Sequence[str | Path], key: bytes, skip: Sequence[Path], scratch: Scratch, say: Callable[[str], None]
+    arguments: Sequence[str | Path],
+    key: bytes,
+    skip: Sequence[Path],
+    scratch: Scratch,
+    say: Callable[[str], None],
+    guess_labels: bool = True,
 ) -> list[Source]:
     """All sources, each once, in an order that is not that of the arguments; `say` gets what was found, line by line.
 
-    `skip`: folders not to look into. `scratch`: where archives are unpacked.
+    `skip`: folders not to look into. `scratch`: where archives are unpacked. `guess_labels`: pair masks of plain trees
+    with their scans.
     Raises FileNotFoundError or ValueError naming a source that is missing or empty.
     """
     left_out = frozenset(folder.resolve() for folder in (*skip, scratch.path))
-    discovery = Discovery(Names(key), left_out, scratch, say)
+    discovery = Discovery(Names(key), left_out, scratch, say, guess_labels)
     for argument in arguments:
         discovery.add(argument)
     return discovery.finish()

@@ -49,12 +49,16 @@ class _Part:
 
 @dataclass
 class Discovery:
-    """Collects what all sources hold; `finish` makes sources of it. `skip`: folders that hold no images to convert."""
+    """Collects what all sources hold; `finish` makes sources of it.
+
+    `skip`: folders that hold no images to convert. `guess_labels`: masks in plain trees become labels of scans.
+    """
 
     names: Names
     skip: frozenset[Path]
     scratch: Scratch
     say: Callable[[str], None]
+    guess_labels: bool = True
     _drafts: list[Draft] = field(default_factory=list)
     _pictures: dict[Path, Root] = field(default_factory=dict)  # files that are or may be DICOM
     _rows: dict[Path, Listed] = field(default_factory=dict)  # the row of a list that named a DICOM file
@@ -269,7 +273,7 @@ class Discovery:
             roots.setdefault(root, []).append(file)
         for root, files in roots.items():
             places = plain.places(sorted(set(files)), root.path)
-            for case in plain.cases(list(places)):
+            for case in plain.cases(list(places), self.guess_labels):
                 file = case.present[0]
                 typed = root.shown(file)
                 self._drafts.append(Draft(case, root, plain.NAME, place=places[file], typed=typed))

@@ -13,6 +13,7 @@ _MISSING = frozenset({"", "n/a", "na", "nan", "null"})
 _MAX_CLASSES = 50  # different texts of a column; more are remarks, not classes
 _ALL_DIFFER = 8  # from so many rows on, a text that never repeats names the row, it does not classify it
 _IDENTIFYING = frozenset(re.findall(r"\w+", "name surname birth birthdate birthday dob date address email mrn uid"))
+_DECIMAL_COMMA = r"^\s*(-?\d+),(\d+)\s*$"  # in tables that separate by semicolons
 
 
 @dataclass
@@ -79,6 +80,8 @@ def _read(file: Path) -> tuple[list[str], list[list[str]]]:
                 file, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False
             )
             frame = frame.where(frame.notna(), "")
+            if separator == ";":
+                frame = frame.replace(_DECIMAL_COMMA, r"\1.\2", regex=True)
     except (ValueError, OSError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise ValueError(f"{file} cannot be read as a table: {' '.join(str(error).split())[:160]}") from error
     columns = [str(name).strip() for name in frame.columns]

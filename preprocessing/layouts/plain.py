@@ -99,15 +99,15 @@ def _belongs(name: str, folder: str) -> bool:
     return _says_nothing(rest) or not _words(rest)
 
 
-def cases(files: Sequence[Path]) -> list[Case]:
+def cases(files: Sequence[Path], guess_labels: bool = True) -> list[Case]:
     """Files as cases; a mask beside the one image it can belong to becomes its label, if their grids agree.
 
     A mask is a file whose name holds a word such as seg, label or mask, or that lies in a folder called so. It belongs
     to the image of the same folder (or of the folder beside) whose name is its own without that word: first literally,
     then with words such as ct, t1 or image left out too. Where several masks claim an image, or several images fit,
-    nothing is guessed, and the file goes on as a scan, for its content to be checked.
+    nothing is guessed, and the file goes on as a scan, for its content to be checked. So do all without `guess_labels`.
     """
-    masks = {file for file in files if _is_mask(file)}
+    masks = {file for file in files if guess_labels and _is_mask(file)}
     images: dict[Path, list[Path]] = defaultdict(list)
     for file in files:
         if file not in masks:

@@ -134,7 +134,7 @@ def test_which_columns_are_targets(scans):
 def test_semicolons_and_a_byte_order_mark(scans):
     (scans / "list.csv").write_text("\ufeffpath;subject;age\ndeep/a.nii.gz;anna;3,5\ndeep/b.nii.gz;bert;4\n")
     sources = good(find(scans / "list.csv"))
-    assert {s.subject for s in sources.values()} == {"anna", "bert"}
+    assert {s.subject: s.targets["age"] for s in sources.values()} == {"anna": 3.5, "bert": 4.0}
 
 
 def test_rows_may_name_folders_archives_and_cases_of_data_sets(tmp_path, ct_series):
