@@ -13,11 +13,7 @@ from tests_prep import oblique, save, smooth
 
 from preprocessing import convert, duplicates
 from preprocessing.duplicates import exact_duplicates, near_duplicates, read_duplicates
-from preprocessing.geometry import Scan
-from preprocessing.source import Source
-from preprocessing.volume import build
 from ssl3d.data.store import open_store
-from ssl3d.data.thumbnail import perceptual_hash, thumbnail
 
 
 def _moved(affine, voxels):
@@ -194,33 +190,21 @@ def test_up_to_seven_flipped_bits_are_never_missed(monkeypatch, flips):
     assert len(near_duplicates("store", _archive(n, hashes))) == 60
 
 
-def _looks(scans):
-    """[(thumbnail, row of an index)] of {name: (array (X, Y, Z), affine)}, built as a conversion builds them."""
-    found = []
-    for name, (array, affine) in scans.items():
-        source = Source(name, name, name, name, [], name, "1", "")
-        volume = build(name, source, Scan(array[None], affine), None, "iso1", "mr")
-        small = thumbnail(volume.image, volume.attributes, volume.valid)
-        row = {"id": name, "source": name, "subject": name, "perceptual_hash": perceptual_hash(small)}
-        row |= {"affine": np.ravel(volume.attributes.affine).tolist(), "shape": list(volume.image.shape[1:])}
-        found.append((small, row))
-    return found
-
-
 @pytest.mark.slow
-def test_the_hippocampus_archive_holds_no_pair_and_every_copy_made_of_it_is_found(data, monkeypatch):
-    def pairs(looks):
-        monkeypatch.setattr(duplicates, "ThumbnailFile", lambda root: [small for small, _ in looks])
-        return near_duplicates("store", pd.DataFrame([row for _, row in looks]))
+def test_the_hippocampus_archive_holds_no_pair_and_every_copy_made_of_it_is_found(data, look_of, monkeypatch):
+    def pairs(of):
+        monkeypatch.setattr(duplicates, "ThumbnailFile", lambda root: of[0])
+        return near_duplicates("store", of[1])
 
     monkeypatch.setattr(duplicates, "MAX_PARTNERS", 99)
     files = sorted((data / "Task04_Hippocampus" / "imagesTr").glob("hippo*.nii.gz"))
     images = {file.name.split(".")[0]: nib.load(file) for file in files}
     scans = {name: (np.asarray(image.dataobj), image.affine) for name, image in images.items()}
-    archive = _looks(scans)
-    assert len(archive) == 174 and pairs(archive) == []
+    archive = look_of(scans)
+    assert len(archive[0]) == 174 and pairs(archive) == []
     for name in list(scans)[:120:40]:
         made = {f"{name}__{kind}": copy for kind, copy in copies(*scans[name]).items()}
-        found = pairs([*archive, *_looks(made)])
+        more = look_of(made)
+        found = pairs((archive[0] + more[0], pd.concat([archive[1], more[1]], ignore_index=True)))
         assert all(near.volume.split("__")[0] == near.other.split("__")[0] == name for near in found)
         assert {other for near in found for other in (near.volume, near.other)} == {name, *made}
