@@ -103,9 +103,12 @@ def read_file(path: Path, frames: Sequence[int] | None, pixels: bool = True) -> 
 
 def _read_file(path: Path, frames: Sequence[int] | None, pixels: bool) -> tuple[str, list[Slice]]:
     """See `read_file`."""
-    data = load(path, defer_size=_DEFER) if pixels else load(path, stop_before_pixels=True)
+    if frames is None:
+        data = load(path, defer_size=_DEFER) if pixels else load(path, stop_before_pixels=True)
+        pictures = pictures_of(path, data)
+    else:  # one of the volumes of a large object
+        data, pictures = _header_of(path, path.stat().st_mtime_ns)
     modality = MODALITIES.get(str(data.get("Modality", "")), "other")
-    pictures = pictures_of(path, data)
     chosen = [pictures[k] for k in (range(len(pictures)) if frames is None else frames)]
     placed = [item for picture in chosen for item in _slices(data, picture, None, None)]  # refuses before it decodes
     if not pixels:
@@ -114,7 +117,7 @@ def _read_file(path: Path, frames: Sequence[int] | None, pixels: bool) -> tuple[
     if _encapsulated(data):
         _silence_codecs()
     correct, plugin = _encapsulated(data), _CODECS.get(data.file_meta.TransferSyntaxUID, "")
-    if len(pictures) == 1:
+    if len(pictures) == 1 and frames is None:
         stored = iter([pixel_array(data, decoding_plugin=plugin, correct_unused_bits=correct)])
     else:
         stored = iter_pixels(path, indices=[picture.frame for picture in chosen], decoding_plugin=plugin,
@@ -126,6 +129,13 @@ def _read_file(path: Path, frames: Sequence[int] | None, pixels: bool) -> tuple[
         out += _slices(data, picture, values, invalid)
     rescaled = _states_rescale(data)
     return modality, [replace(item, rescaled=rescaled) for item in out]
+
+
+@lru_cache(maxsize=1)
+def _header_of(path: Path, _modified: int) -> tuple[pydicom.Dataset, list[Picture]]:
+    """(data set without pixels, pictures) of a multi-frame object, kept for the next volume of the same file."""
+    data = load(path, stop_before_pixels=True)
+    return data, pictures_of(path, data)
 
 
 @lru_cache(maxsize=1)

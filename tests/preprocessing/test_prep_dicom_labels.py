@@ -122,6 +122,17 @@ def test_overlapping_segments_leave_the_scan_unlabelled(tmp_path):
     assert LABEL_REFUSED in store.attributes(0).flags and not list((tmp_path / "store").glob("labels/h-*"))
 
 
+@pytest.mark.parametrize("modality", ["MR", "CT"])
+def test_a_mask_that_was_shipped_as_a_series_is_no_scan(tmp_path, modality):
+    mask = np.zeros((20, 32, 30), np.int16)
+    mask[5:15, 8:20, 6:22], mask[8:12, 10:14, 10:15] = 1, 2
+    files.series(tmp_path / "in", mask - (1024 if modality == "CT" else 0), modality=modality)
+    create_store(tmp_path / "store")
+    (source,) = _group(tmp_path / "in")
+    (outcome,) = convert_here(source, Settings(str(tmp_path / "store"), "keep", "auto"))
+    assert outcome.refusal is not None and outcome.refusal.reason == "looks_like_labels"
+
+
 def test_shares_are_no_classes(tmp_path):
     values = files.body(7, 20, 22)
     paths = files.series(tmp_path, values)
