@@ -144,8 +144,7 @@ def _unpack(archive: Path, place: Path, heads_only: bool) -> None:
                 budget.expect(sum(member.size for member in members))
                 _write(((m, None if m.info is None else opened.open(m.info)) for m in members), place, budget)
         else:
-            _check_tar_end(archive)
-            with tarfile.open(archive) as tar:
+            with tarfile.open(archive, tarinfo=_StrictInfo) as tar:
                 pairs = ((_tar_member(info), tar.extractfile(info) if info.isreg() else None) for info in tar)
                 budget = _Budget(packed, place, heads_only)
                 _write(pairs, place, budget)
@@ -163,14 +162,17 @@ def _unpack(archive: Path, place: Path, heads_only: bool) -> None:
         raise
 
 
-def _check_tar_end(archive: Path) -> None:
-    """A plain tar that is cut between two files reads well: only its end of zeros is missing."""
-    if archive.name.lower().endswith(".tar"):
-        with archive.open("rb") as file:
-            compressed = file.read(6).startswith((b"\x1f\x8b", b"\xfd7zXZ", b"BZh"))
-            file.seek(max(0, archive.stat().st_size - 1024))
-            if not compressed and any(file.read()):
-                raise Refusal("archive_damaged", f"{archive.name} ends before its end mark")
+class _StrictInfo(tarfile.TarInfo):
+    """A tar's header that is damaged or missing is an error; tarfile by itself takes it for the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _StrictInfo:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError("a header is damaged, or the end mark is missing") from error
 
 
 def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:

@@ -18,10 +18,12 @@ COLUMNS = ("path", "subject", "session", "modality", "label_path")
 class Listed:
     """One row: a scan (a file, or the folder of a series), and what the list says about it; "" or None: nothing.
 
-    `shown`: as the user would find it; `name`: the same without the path. `problem`: why the row cannot be used.
+    `where`: "row 7"; `shown`: as the user would find it; `name`: the same without the path. `problem`: why the row
+    cannot be used.
     """
 
     path: Path
+    where: str
     shown: str
     name: str
     subject: str = ""
@@ -73,6 +75,7 @@ def _listed(row: Row, file: Path, typed: str, first: dict[Path, int]) -> Listed:
     stated = row.cells.get("path", "")
     listed = Listed(
         path=folder / stated,
+        where=where,
         shown=f"{typed} {where}" + (f" ({stated})" if stated else ""),
         name=f"{file.name} {where}",
         subject=row.cells.get("subject", ""),

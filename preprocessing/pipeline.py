@@ -44,7 +44,7 @@ def convert(
     memory: float | None = None,
     dry_run: bool = False,
 ) -> ConvertReport:
-    """Convert files, folders, DICOM series and MSD or nnU-Net data sets to one store; run again, it resumes.
+    """Convert folders, data sets, files, patterns, archives and lists to one store; run again, it resumes.
 
     `store`: a folder, or an fsspec URL such as s3://bucket/name. `spacing`: "iso1", "median", "keep" or (z, y, x) mm.
     `modality`: "auto", "ct", "mr", "pet", "other". `labels`: a folder of labels of the same file names. `targets`: CSV

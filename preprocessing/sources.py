@@ -161,7 +161,9 @@ class Discovery:
 
     def _read(self, layout: Layout, folder: Folder) -> Found:
         if folder.path not in self._datasets:
-            self._datasets[folder.path] = layout.read(folder)
+            self._datasets[folder.path] = found = layout.read(folder)
+            for note in found.notes:
+                self.say(f"warning: {note}")
         return self._datasets[folder.path]
 
     def _add_part(self, layout: Layout, path: Path, part: Path, root: Root) -> bool:
@@ -256,6 +258,10 @@ class Discovery:
         inner._settle_loose()
         if inner._count() == 0:
             self._refuse_row(row, Refusal("unreadable", f"it holds no volume: {FORMATS}"))
+        if row.label is not None and len(inner._drafts) > 1:
+            detail = f"{row.where} gives one label to {len(inner._drafts)} scans"
+            self._refuse_row(row, Refusal("bad_row", detail))
+            return
         for draft in inner._drafts:
             draft.row = row
         self._drafts += inner._drafts

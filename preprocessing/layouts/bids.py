@@ -41,6 +41,7 @@ def read(folder: Folder) -> Found:
     """
     found = Found(left=[folder.path / name for name in _LEFT if name in folder.folders])
     participants = _participants(folder)
+    found.notes += [] if participants is None else participants.notes
     for name, subject in folder.folders.items():
         if name.startswith("sub-"):
             for place, file in _volumes(subject):

@@ -52,11 +52,12 @@ class Case:
 @dataclass
 class Found:
     """A data set: its cases; `refused` files that it names or holds and that are no scans; `left`: folders that are
-    not looked into unless the user names them."""
+    not looked into unless the user names them; `notes`: sentences for the user."""
 
     cases: list[Case] = field(default_factory=list)
     refused: list[tuple[Path, Refusal]] = field(default_factory=list)
     left: list[Path] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 Listing = Callable[[Path], Folder]  # a folder's content, listed once

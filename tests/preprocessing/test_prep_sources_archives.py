@@ -1,7 +1,9 @@
 """Archives: what is in them is converted as if unpacked; what is unsafe, damaged or too large leaves nothing behind."""
 
+import contextlib
 import io
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -181,6 +183,9 @@ def test_damaged_encrypted_and_empty_archives(tmp_path):
     with (tmp_path / "b.tar").open("r+b") as file:
         file.truncate(border)
     assert reason(tmp_path / "b.tar", tmp_path) == "archive_damaged"
+    whole = pack(folder, tmp_path / "d.tar").read_bytes()
+    (tmp_path / "d.tar").write_bytes(whole[: border + 20] + b"?" + whole[border + 21 :])  # in a header, not the first
+    assert reason(tmp_path / "d.tar", tmp_path) == "archive_damaged"
     secret = pack(folder, tmp_path / "c.zip").read_bytes()
     at = secret.index(b"PK\x01\x02") + 8  # flags of the first entry in the central directory
     (tmp_path / "c.zip").write_bytes(secret[:at] + bytes([secret[at] | 1]) + secret[at + 1 :])
@@ -230,3 +235,17 @@ def test_what_a_killed_run_unpacked_is_removed_by_the_next(tmp_path):
             time.sleep(0.05)
     assert report.converted == 2 and not left.exists()
     assert set(open_store(tmp_path / "store").index["id"]) == {"FLARE22_Tr_0001", "FLARE22_Tr_0002"}
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz", ".tar.xz"])
+def test_flipped_bytes_end_in_a_refusal_or_nowhere(tmp_path, suffix):
+    whole = pack(trees.flare(tmp_path / "F"), tmp_path / f"a{suffix}").read_bytes()
+    generator = random.Random(7)
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for _ in range(generator.choice((1, 3, 30))):
+            damaged[generator.randrange(len(damaged))] = generator.randrange(256)
+        (tmp_path / f"a{suffix}").write_bytes(damaged)
+        with Scratch(tmp_path / "s.zarr") as scratch, contextlib.suppress(Refusal):
+            scratch.unpack(tmp_path / f"a{suffix}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["F", f"a{suffix}"]

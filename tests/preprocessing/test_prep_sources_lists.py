@@ -148,6 +148,11 @@ def test_rows_may_name_folders_archives_and_cases_of_data_sets(tmp_path, ct_seri
         ("s1", 1.0, 6), ("s2", 2.0, 2),
     }  # fmt: skip
     assert [s.shown.split(" row ")[1] for s in sources if s.problem is not None] == ["4 (empty)"]
+    trees.image(tmp_path / "two" / "x.nii.gz", 1)
+    trees.image(tmp_path / "two" / "y.nii.gz", 2)
+    trees.mask(tmp_path / "label.nii.gz")
+    (source,) = find(write(tmp_path / "list.csv", [["two", "label.nii.gz"]], ["path", "label_path"]))
+    assert source.problem.detail == "row 2 gives one label to 2 scans"
 
 
 def test_a_list_says_more_than_the_folder_it_lists(scans):
