@@ -23,7 +23,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: SimpleITK, nibabel and pydicom are not needed to say --help."""
+    """Import on first use: nibabel and pydicom are not needed to say --help."""
     if name not in _HOMES:
         raise AttributeError(f"module 'preprocessing' has no attribute '{name}'")
     return getattr(importlib.import_module(f"preprocessing.{_HOMES[name]}"), name)

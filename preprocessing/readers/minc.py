@@ -38,7 +38,7 @@ def _open(path: Path) -> Any:
     if magic is None:
         raise Refusal("unreadable", "the file is neither netCDF nor HDF5, as MINC is")
     if magic == _HDF5 and importlib.util.find_spec("h5py") is None:
-        raise Refusal("missing_library", "MINC 2 files need h5py: pip install h5py")
+        raise Refusal("missing_library", "MINC 2 files need h5py: pip install 'ssl3d[minc]'")
     image: Any = nib.load(path)
     if len(image.shape) != 3:
         reason = "too_few_slices" if len(image.shape) < 3 else "unsupported_dimensions"
