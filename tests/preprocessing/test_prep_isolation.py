@@ -144,7 +144,7 @@ def test_a_script_without_a_main_guard_is_not_run_twice(tmp_path):
 @linux
 @pytest.mark.slow
 def test_the_run_goes_on_when_readers_crash_and_fill_the_memory(tmp_path, monkeypatch):
-    names = ("abort", "a_good", "fill", "g_good", "segfault", "z_good")
+    names = ("a_good", "fill", "segfault", "z_good")
     for number, name in enumerate(names):
         save(tmp_path / "in" / f"{name}.nii.gz", smooth((9, 8, 7), number))
     monkeypatch.setattr(job, "convert_here", jobs.convert_or_misbehave)
@@ -152,12 +152,12 @@ def test_the_run_goes_on_when_readers_crash_and_fill_the_memory(tmp_path, monkey
     with (tmp_path / "store" / "refused.csv").open() as file:
         refused = {Path(row["source"]).name: (row["reason"], row["detail"]) for row in csv.DictReader(file)}
     assert {name: reason for name, (reason, _) in refused.items()} == {
-        "abort.nii.gz": "worker_died", "fill.nii.gz": "too_large", "segfault.nii.gz": "worker_died",
+        "fill.nii.gz": "too_large", "segfault.nii.gz": "worker_died",
     }  # fmt: skip
-    assert "SIGSEGV" in refused["segfault.nii.gz"][1] and "SIGABRT" in refused["abort.nii.gz"][1]
-    assert report.converted == 3 and report.exit_code == 0
+    assert "SIGSEGV" in refused["segfault.nii.gz"][1]
+    assert report.converted == 2 and report.exit_code == 0
     monkeypatch.undo()
-    save(tmp_path / "good" / "a_good.nii.gz", smooth((9, 8, 7), 1))
+    save(tmp_path / "good" / "a_good.nii.gz", smooth((9, 8, 7), 0))
     convert(tmp_path / "good", tmp_path / "direct", workers=1)
     a, b = open_store(tmp_path / "store"), open_store(tmp_path / "direct")
     assert a.attributes(0).fingerprint == b.attributes(0).fingerprint
