@@ -21,7 +21,7 @@ from ssl3d.data.thumbnail_file import ThumbnailFile
 from ssl3d.regions import RegionSpec
 from ssl3d.testing.many import MODELS, SCANS_PER_SUBJECT, volume_id, write_many
 
-COUNT = 5000
+COUNT = 3000
 PATCH = (16, 24, 20)
 BENCH = Path(__file__).parents[2] / "benchmarks" / "bench_scale.py"
 
