@@ -54,7 +54,7 @@ def read(folder: Folder) -> Found:
                     label=None if label is None else place.path / label,
                     channels=True,
                     subject="" if not known else visit["subject"] if visit else name,
-                    raw_subject=name,
+                    raw_subject=name if known else place.name,
                     session=name if known else "",
                     modality=["mr"] * len(files),
                     classes=dict(_CLASSES[mark]),

@@ -34,15 +34,16 @@ def read(folder: Folder) -> Found:
     for place in (folder, *folder.folders.values()):
         masks = place.folders.get(_MASKS)
         images = _images(place)
+        known = bool(_PSEUDONYM.match(place.name))
         for name in images:
             found.cases.append(
                 Case(
-                    name=place.name if len(images) == 1 else f"{place.name}_{stem(name)}",
+                    name=stem(name) if not known else place.name if len(images) == 1 else f"{place.name}_{stem(name)}",
                     images=[place.path / name],
                     masks={} if masks is None else {stem(mask): masks.path / mask for mask in masks.volumes},
-                    subject=place.name if _PSEUDONYM.match(place.name) else "",
+                    subject=place.name if known else "",
                     raw_subject=place.name,
-                    session=place.name if _PSEUDONYM.match(place.name) else "",
+                    session=place.name if known else "",
                     modality=[_IMAGES[stem(name)]],
                 )
             )

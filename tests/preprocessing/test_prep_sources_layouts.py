@@ -160,6 +160,21 @@ def test_brats(tmp_path, contrasts, mark, name, subject, missing):
     assert bad.problem.reason == "missing_contrast" and missing in bad.problem.detail
 
 
+def test_folders_called_after_patients_are_hashed_in_these_layouts_too(tmp_path):
+    trees.totalsegmentator(tmp_path / "ts")
+    for number in (1, 2):
+        (tmp_path / "ts" / f"s000{number}").rename(tmp_path / "ts" / f"DOE_{number}")
+        for channel, contrast in enumerate(trees.BRATS_OLD):
+            trees.image(tmp_path / "br" / f"ROE_{number}" / f"scan_{contrast}.nii.gz", 10 * number + channel)
+    (tmp_path / "ts" / "DOE_2" / "mri.nii.gz").rename(tmp_path / "ts" / "DOE_2" / "ct.nii.gz")
+    sources = find(tmp_path / "ts", tmp_path / "br")
+    assert len(sources) == 4 and len({source.subject for source in sources}) == 4
+    assert sorted(source.raw_subject for source in sources) == ["DOE_1", "DOE_2", "ROE_1", "ROE_2"]
+    for source in sources:
+        for text in (source.id, source.name, source.public, source.subject, source.session, source.folder):
+            assert "OE_" not in text
+
+
 def test_contrasts_without_a_whole_case_are_plain_files(tmp_path):
     for subject in ("a1", "a2"):
         for contrast in ("t1", "flair"):
