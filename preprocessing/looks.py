@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy.ndimage import convolve1d
 
-from ssl3d.data.thumbnail import SIDE, world_box
+from ssl3d.data.thumbnail import SIDE, world_boxes
 from ssl3d.data.thumbnail_file import ThumbnailFile
 
 NEAR = 0.99  # correlation of 32^3 thumbnails; a hash alone would merge most of a registered or cropped archive
@@ -26,7 +26,7 @@ class Looks:
 
     def __init__(self, thumbnails: ThumbnailFile, index: pd.DataFrame, rows: np.ndarray) -> None:
         self._thumbnails, self._rows = thumbnails, rows
-        self._boxes = np.array([world_box(a, s) for a, s in zip(index["affine"], index["shape"])])
+        self._boxes = world_boxes(np.array(index["affine"].tolist()), np.array(index["shape"].tolist()))
         self._coarse = np.zeros((len(rows), _COARSE_SIDE**3), np.float32)
         self._known = np.zeros(len(rows), bool)
 

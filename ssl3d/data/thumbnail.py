@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from ssl3d.data.format import VolumeAttributes
@@ -132,9 +130,12 @@ def _straightened(
     return sampled.reshape(SIDE, _FINE, SIDE, _FINE, SIDE, _FINE).mean(axis=(1, 3, 5))
 
 
-def world_box(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """(2, 3): the lowest and highest corner in mm of a grid (z, y, x) along Superior, Posterior and Left."""
-    corners = np.array(list(np.ndindex(2, 2, 2))) * np.asarray(shape) - 0.5
-    to_axes = _WORLD_TO_AXES @ np.asarray(affine, dtype=np.float64).reshape(4, 4)[:3]
-    places = corners @ to_axes[:, :3].T + to_axes[:, 3]
-    return np.stack([places.min(axis=0), places.max(axis=0)])
+def world_boxes(affines: np.ndarray, shapes: np.ndarray) -> np.ndarray:
+    """(n, 2, 3): lowest and highest corners in mm, along Superior, Posterior and Left, of n grids (z, y, x).
+
+    `affines` (n, 4, 4) or (n, 16), `shapes` (n, 3).
+    """
+    to_axes = _WORLD_TO_AXES @ np.asarray(affines, dtype=np.float64).reshape(-1, 4, 4)[:, :3]
+    corners = np.array(list(np.ndindex(2, 2, 2))) * np.asarray(shapes)[:, None] - 0.5
+    places = corners @ to_axes[:, :, :3].transpose(0, 2, 1) + to_axes[:, None, :, 3]
+    return np.stack([places.min(axis=1), places.max(axis=1)], axis=1)
