@@ -61,7 +61,7 @@ def start(*arguments: str | Path, limit: Callable[[], None] | None = None, **opt
 def finish(*arguments: str | Path, **options: Any) -> tuple[int, str, str]:
     """(exit code, standard output, standard error) of a whole `ssl3d convert`."""
     process = start(*arguments, **options)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     return process.returncode, out, err
 
 
