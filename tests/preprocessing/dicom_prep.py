@@ -10,13 +10,16 @@ import numpy as np
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import (
-    UID,
     CTImageStorage,
     EnhancedMRImageStorage,
     ExplicitVRLittleEndian,
     MRImageStorage,
     generate_uid,
 )
+
+from preprocessing.series import group
+from preprocessing.source import Root, Source
+from preprocessing.subjects import Patients
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 SAGITTAL = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)
@@ -187,6 +190,14 @@ def body(slices: int = 6, rows: int = 14, columns: int = 10, seed: int = 0) -> n
     return np.clip(values, -1000, 2000)
 
 
-def new_uid() -> UID:
-    """A UID that no other test has."""
-    return generate_uid()
+def sources_of(folder: Path, order: np.random.Generator | None = None) -> list[Source]:
+    """Sources of all files below a folder, which are given sorted or shuffled by `order`."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    if order is not None:
+        found = [found[k] for k in order.permutation(len(found))]
+    return group(dict.fromkeys(found, Root(folder, str(folder))), b"k" * 32, Patients())
+
+
+def reasons(sources: Sequence[Source]) -> list[str]:
+    """Why those that are refused are, sorted."""
+    return sorted(source.problem.reason for source in sources if source.problem is not None)

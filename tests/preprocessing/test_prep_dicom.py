@@ -62,6 +62,7 @@ def test_two_orientations_and_two_slices_are_refused(tmp_path, ct_series):
         readers.read_series(list((tmp_path / "u").iterdir()))
 
 
+@pytest.mark.slow
 def test_declared_padding_is_not_valid_and_not_edited(tmp_path, ct_series):
     values = _body()
     values[:, :2] = -2000
@@ -74,6 +75,7 @@ def test_declared_padding_is_not_valid_and_not_edited(tmp_path, ct_series):
     np.testing.assert_array_equal(valid != 0, values != -2000)
 
 
+@pytest.mark.slow
 def test_a_clinical_tree_leaves_no_identifier_in_the_store(tmp_path, ct_series):
     for number in range(3):
         folder = tmp_path / "archive" / "DOE_JOHN" / f"series{number}"
@@ -91,6 +93,7 @@ def test_a_clinical_tree_leaves_no_identifier_in_the_store(tmp_path, ct_series):
                 assert secret not in text, file
 
 
+@pytest.mark.slow
 def test_the_same_patient_is_the_same_subject_in_two_stores_of_one_key(tmp_path, ct_series):
     for name in ("a", "b"):
         ct_series(tmp_path / name, _body() + len(name), [2.0 * k for k in range(6)])

@@ -6,7 +6,6 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.sr.codedict import codes
-from test_prep_dicom_series import _group, _reasons
 
 from preprocessing import convert, readers
 from preprocessing.job import Settings
@@ -54,7 +53,7 @@ def _convert(folder, root):
     """Convert in this process: the store's first volume, and (id, refusal) of all."""
     create_store(root)
     outcomes = []
-    for source in _group(folder):
+    for source in files.sources_of(folder):
         made = [] if source.problem else convert_here(source, Settings(str(root), "keep", "auto"))
         outcomes += [(source.id, source.problem)] if source.problem else [(one.volume_id, one.refusal) for one in made]
     build_index(root)
@@ -69,7 +68,7 @@ def test_a_segmentation_becomes_the_label_of_its_series(tmp_path, kind, axes):
     files.series(tmp_path / "other", files.body(7, seed=1), axes=axes, SeriesInstanceUID="1.2.2")
     ordered = sorted(paths, key=lambda p: pydicom.dcmread(p).InstanceNumber)
     _segmentation(tmp_path / "seg", ordered, _mask(values), kind)
-    labelled = [source for source in _group(tmp_path) if source.label is not None]
+    labelled = [source for source in files.sources_of(tmp_path) if source.label is not None]
     assert [source.label.name for source in labelled] == ["seg"]
     assert labelled[0].classes == {0: "background", 1: "organ 1", 2: "organ 2"}
     scan = readers.read_series(labelled[0].paths)
@@ -128,7 +127,7 @@ def test_a_mask_that_was_shipped_as_a_series_is_no_scan(tmp_path, modality):
     mask[5:15, 8:20, 6:22], mask[8:12, 10:14, 10:15] = 1, 2
     files.series(tmp_path / "in", mask - (1024 if modality == "CT" else 0), modality=modality)
     create_store(tmp_path / "store")
-    (source,) = _group(tmp_path / "in")
+    (source,) = files.sources_of(tmp_path / "in")
     (outcome,) = convert_here(source, Settings(str(tmp_path / "store"), "keep", "auto"))
     assert outcome.refusal is not None and outcome.refusal.reason == "looks_like_labels"
 
@@ -150,17 +149,17 @@ def test_segmentations_that_fit_nothing_and_contours(tmp_path):
     _segmentation(tmp_path / "alone" / "seg", paths, _mask(values))
     contours = files.blank(tmp_path / "a" / "rs", "1.2.840.10008.5.1.4.1.1.481.3", "RTSTRUCT")
     contours.save_as(tmp_path / "a" / "rs", enforce_file_format=True)
-    assert _reasons(_group(tmp_path / "a")) == ["contours", "duplicate"]
-    assert _reasons(_group(tmp_path / "alone")) == ["label_without_image"]
+    assert files.reasons(files.sources_of(tmp_path / "a")) == ["contours", "duplicate"]
+    assert files.reasons(files.sources_of(tmp_path / "alone")) == ["label_without_image"]
 
 
 def test_a_segmentation_that_names_no_series_goes_by_its_frame_of_reference(tmp_path):
     values = files.body(7)
     paths = files.series(tmp_path / "ct", values, SeriesInstanceUID="1.2.1")
     _segmentation(tmp_path / "seg", paths, _mask(values), ReferencedSeriesSequence=None)
-    assert [source.label is not None for source in _group(tmp_path)] == [True]
+    assert [source.label is not None for source in files.sources_of(tmp_path)] == [True]
     files.series(tmp_path / "more", files.body(7, seed=1), SeriesInstanceUID="1.2.2")  # now it could be either
-    assert _reasons(_group(tmp_path)) == ["label_without_image"]
+    assert files.reasons(files.sources_of(tmp_path)) == ["label_without_image"]
 
 
 @pytest.mark.slow

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+import dicom_prep as files
 import numpy as np
 import pydicom
 import pytest
-from test_prep_dicom_series import _group
 
 from preprocessing import convert, readers
 from preprocessing.refusal import Refusal
@@ -33,7 +33,7 @@ def test_the_table_is_whole(data):
 @pytest.mark.parametrize("folder", DECIDED)
 def test_a_folder_is_decided(data, folder):
     expected = DECIDED[folder]
-    (source,) = _group(data / folder)
+    (source,) = files.sources_of(data / folder)
     if isinstance(expected[0], str):
         with pytest.raises(Refusal) as caught:
             if source.problem is not None:

@@ -9,20 +9,8 @@ from pydicom.dataset import Dataset
 from pydicom.fileset import FileSet
 from pydicom.uid import generate_uid
 
-from preprocessing import convert, headers, readers, series
-from preprocessing.source import Root
-from preprocessing.subjects import Patients
+from preprocessing import convert, headers, readers
 from ssl3d.data.store import open_store
-
-_KEY = b"k" * 32
-
-
-def _group(folder, order=None):
-    """Sources of all files below a folder."""
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
-    if order is not None:
-        found = [found[k] for k in order.permutation(len(found))]
-    return series.group(dict.fromkeys(found, Root(folder, str(folder))), _KEY, Patients())
 
 
 def _scan(source):
@@ -36,16 +24,12 @@ def _volumes(sources):
             for source in good}  # fmt: skip
 
 
-def _reasons(sources):
-    return sorted(source.problem.reason for source in sources if source.problem is not None)
-
-
 def test_two_series_in_one_folder_and_one_in_two_folders(tmp_path):
     a, b = files.body(7, seed=1), files.body(5, 12, 16, seed=2)
     files.series(tmp_path / "x", a, SeriesInstanceUID="1.2.1")
     files.series(tmp_path / "x", b[:2], start=50, SeriesInstanceUID="1.2.2")
     files.series(tmp_path / "y", b[2:], [4.0, 6.0, 8.0], SeriesInstanceUID="1.2.2")
-    sources = _group(tmp_path)
+    sources = files.sources_of(tmp_path)
     found = sorted((_scan(source).data[0].transpose(2, 1, 0) for source in sources), key=len)
     np.testing.assert_array_equal(found[0], b)
     np.testing.assert_array_equal(found[1], a)
@@ -56,7 +40,7 @@ def test_names_say_nothing_and_the_order_of_files_neither(tmp_path):
     values = files.body(6)
     for k, path in enumerate(files.series(tmp_path / "s", values)):
         path.rename(path.with_name(["a", "b.1", "IMG 3", "d.dcm", "e.IMA", "1.2.840.6"][k]))
-    one, two = _group(tmp_path), _group(tmp_path, np.random.default_rng(5))
+    one, two = files.sources_of(tmp_path), files.sources_of(tmp_path, np.random.default_rng(5))
     assert [source.id for source in one] == [source.id for source in two]
     assert one[0].paths == two[0].paths
     np.testing.assert_array_equal(_scan(one[0]).data, values.transpose(2, 1, 0)[None])
@@ -69,7 +53,7 @@ def test_files_without_preamble_or_meta_information(tmp_path):
         dataset = content[132:] if k % 2 else content[144 + int.from_bytes(content[140:144], "little") :]
         path.write_bytes(dataset)
         assert readers.dicom.is_dicom(path)
-    sources = _group(tmp_path)
+    sources = files.sources_of(tmp_path)
     np.testing.assert_array_equal(_scan(sources[0]).data[0], values.transpose(2, 1, 0))
 
 
@@ -90,7 +74,7 @@ def test_what_tells_repeated_places_apart_makes_volumes(tmp_path, letter, tags):
     volumes = [files.body(5, seed=k) for k in range(3)]
     for k, (values, own) in enumerate(zip(volumes, tags)):
         files.series(tmp_path, values, start=10 * k, **own, each=[{"InstanceNumber": 10 * k + i} for i in range(5)])
-    one, two = _group(tmp_path), _group(tmp_path, np.random.default_rng(5))
+    one, two = files.sources_of(tmp_path), files.sources_of(tmp_path, np.random.default_rng(5))
     assert [source.id for source in one] == [source.id for source in two]
     found = _volumes(one)
     width = 4 if letter in "gtp" else 1
@@ -98,7 +82,7 @@ def test_what_tells_repeated_places_apart_makes_volumes(tmp_path, letter, tags):
     if letter not in "gi":
         for k, values in enumerate(volumes):
             np.testing.assert_array_equal(found[f"{letter}{k:0{width}d}"], values)
-    assert len({source.session for source in one}) == 1 and not _reasons(one)
+    assert len({source.session for source in one}) == 1 and not files.reasons(one)
 
 
 def test_echoes_of_time_points(tmp_path):
@@ -108,7 +92,7 @@ def test_echoes_of_time_points(tmp_path):
             values = expected[f"e{echo}_t{time:04d}"] = files.body(4, seed=10 * echo + time)
             files.series(tmp_path, values, start=20 * echo + 5 * time, EchoTime=10.0 + echo,
                          TemporalPositionIdentifier=time + 1)  # fmt: skip
-    found = _volumes(_group(tmp_path))
+    found = _volumes(files.sources_of(tmp_path))
     assert set(found) == set(expected)
     for name, values in expected.items():
         np.testing.assert_array_equal(found[name], values)
@@ -121,7 +105,7 @@ def test_repeats_that_no_tag_tells_apart_go_by_their_number(tmp_path, slice_majo
         numbers = [3 * i + k if slice_major else 5 * k + i for i in range(5)]
         files.series(tmp_path, values, start=10 * k, each=[{"InstanceNumber": n + 1, "AcquisitionTime": f"1200{n:02d}"}
                                                            for n in numbers])  # fmt: skip
-    found = _volumes(_group(tmp_path))
+    found = _volumes(files.sources_of(tmp_path))
     for k, values in enumerate(volumes):
         np.testing.assert_array_equal(found[f"t{k:04d}"], values)
 
@@ -132,21 +116,21 @@ def test_tags_that_vary_along_one_volume_do_not_split_it(tmp_path):
             for k in range(9)]  # fmt: skip
     values = files.body(9)
     files.series(tmp_path, values, each=each)
-    (found,) = _volumes(_group(tmp_path)).values()
+    (found,) = _volumes(files.sources_of(tmp_path)).values()
     np.testing.assert_array_equal(found, values)
 
 
 def test_two_acquisitions_with_a_gap_between_them_are_two_volumes(tmp_path):
     files.series(tmp_path, files.body(6), AcquisitionNumber=1)
     files.series(tmp_path, files.body(5, seed=3), 40 + 2.0 * np.arange(5), start=20, AcquisitionNumber=2)
-    assert {len(values) for values in _volumes(_group(tmp_path)).values()} == {5, 6}
+    assert {len(values) for values in _volumes(files.sources_of(tmp_path)).values()} == {5, 6}
 
 
 def test_two_directions_in_one_series_are_two_volumes(tmp_path):
     axial, sagittal = files.body(6), files.body(5, seed=1)
     files.series(tmp_path, axial)
     files.series(tmp_path, sagittal, start=20, axes=files.SAGITTAL)
-    found = _volumes(_group(tmp_path))
+    found = _volumes(files.sources_of(tmp_path))
     assert sorted(map(len, found.values())) == [5, 6]
     assert set(found) == {"o0", "o1"}
 
@@ -161,7 +145,7 @@ def test_the_same_instance_counts_once_however_it_is_stored(tmp_path):
         item = pydicom.dcmread(path)
         item.compress("1.2.840.10008.1.2.5", generate_instance_uid=False)  # RLE
         item.save_as(path)
-    sources = _group(tmp_path)
+    sources = files.sources_of(tmp_path)
     assert [source.problem and source.problem.reason for source in sources] == [None, "duplicate"]
     assert sources[0].paths == paths and "5 files repeat pictures" in sources[1].problem.detail
 
@@ -169,14 +153,14 @@ def test_the_same_instance_counts_once_however_it_is_stored(tmp_path):
 def test_instances_that_share_a_uid_by_mistake_are_all_kept(tmp_path):
     values = files.body(5)
     files.series(tmp_path, values, SOPInstanceUID="1.2.3.4")
-    (found,) = _volumes(_group(tmp_path)).values()
+    (found,) = _volumes(files.sources_of(tmp_path)).values()
     np.testing.assert_array_equal(found, values)
 
 
 def test_copies_under_new_uids_in_another_folder_do_not_merge(tmp_path):
     for name in "ab":
         files.series(tmp_path / name, files.body(5), each=[{"SOPInstanceUID": generate_uid()} for _ in range(5)])
-    sources = _group(tmp_path)
+    sources = files.sources_of(tmp_path)
     found = _volumes(sources)
     assert set(found) == {"f0", "f1"}
     np.testing.assert_array_equal(found["f0"], found["f1"])
@@ -211,7 +195,7 @@ def test_objects_without_pixels_pass_without_harm(tmp_path):
         archive.add(path)
     archive.write(tmp_path / "media")
     assert (tmp_path / "media" / "DICOMDIR").is_file()
-    sources = _group(tmp_path)
+    sources = files.sources_of(tmp_path)
     assert [source.problem and source.problem.reason for source in sources] == [None, "duplicate"]
 
 
@@ -245,7 +229,7 @@ def _few(path, count=6, **tags):
 def test_what_is_no_scan_is_refused_by_its_own_reason(tmp_path, reason, tags):
     files.series(tmp_path, files.body(6), **tags)
     found = set()
-    for source in _group(tmp_path):
+    for source in files.sources_of(tmp_path):
         try:
             assert source.problem is not None or _scan(source) is None
             found.add(source.problem.reason)
@@ -259,15 +243,15 @@ def test_a_scout_in_the_series_of_the_scan_does_not_spoil_it(tmp_path):
     files.series(tmp_path, values)
     files.series(tmp_path, files.body(1, 20, 30), start=30, axes=files.CORONAL,
                  ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])  # fmt: skip
-    sources = _group(tmp_path)
-    assert _reasons(sources) == ["localiser"]
+    sources = files.sources_of(tmp_path)
+    assert files.reasons(sources) == ["localiser"]
     np.testing.assert_array_equal(_volumes(sources)[""], values)
 
 
 def test_three_planes_of_few_slices_are_a_localiser(tmp_path):
     for k, axes in enumerate((files.AXIAL, files.SAGITTAL, files.CORONAL)):
         files.series(tmp_path, files.body(5, seed=k), start=10 * k, axes=axes)
-    assert _reasons(_group(tmp_path)) == ["localiser"]
+    assert files.reasons(files.sources_of(tmp_path)) == ["localiser"]
 
 
 @pytest.mark.slow
@@ -290,19 +274,19 @@ def test_gaps_are_filled_by_a_conversion_that_is_told_to(tmp_path):
 
 def test_a_reformatted_stack_of_many_slices_is_a_volume(tmp_path):
     files.series(tmp_path, files.body(20), ImageType=["DERIVED", "SECONDARY", "MPR"])
-    assert _reasons(_group(tmp_path)) == []
+    assert files.reasons(files.sources_of(tmp_path)) == []
 
 
 def test_two_directions_too_thin_for_a_volume_are_one_refusal(tmp_path):
     files.series(tmp_path, files.body(2))
     files.series(tmp_path, files.body(2, seed=1), start=20, axes=files.SAGITTAL)
-    (source,) = _group(tmp_path)
+    (source,) = files.sources_of(tmp_path)
     assert source.problem.reason == "mixed_orientation" and "(2, 2)" in source.problem.detail
 
 
 def test_colour_pictures_are_refused(tmp_path):
     files.series(tmp_path, files.body(4), SamplesPerPixel=3, PhotometricInterpretation="RGB")
-    assert _reasons(_group(tmp_path)) == ["colour"]
+    assert files.reasons(files.sources_of(tmp_path)) == ["colour"]
 
 
 @pytest.mark.parametrize(
@@ -318,7 +302,7 @@ def test_colour_pictures_are_refused(tmp_path):
 )
 def test_files_that_only_claim_to_be_dicom(tmp_path, content, reason):
     (tmp_path / "DOE_JOHN.dcm").write_bytes(content)
-    (source,) = _group(tmp_path)
+    (source,) = files.sources_of(tmp_path)
     assert source.problem.reason == reason
     assert "DOE" not in source.problem.detail + source.name + source.public
 
@@ -338,7 +322,7 @@ def test_frames_of_one_enhanced_object(tmp_path):
                        "slope": 2.0 if time == 1 else 1.0})  # fmt: skip
         values.append(volumes[stack, time][z])
     files.enhanced(tmp_path / "object", np.array(values), frames)
-    sources = _group(tmp_path)
+    sources = files.sources_of(tmp_path)
     assert len(sources) == 6 and all(len(source.paths) == 1 and len(source.selection[0]) == 4 for source in sources)
     found = _volumes(sources)
     order = [0, 1] if "o0_t0000" in found and found["o0_t0000"][0, 0, 0] == volumes[0, 0][0, 0, 0] else [1, 0]
@@ -354,7 +338,7 @@ def test_a_multi_frame_object_without_places_is_refused(tmp_path, stated):
     files.set_pixels(item, np.zeros((5, 9, 8), np.int16))
     item.NumberOfFrames, item.ImagePositionPatient = stated, [0, 0, 0]
     item.save_as(tmp_path / "x", enforce_file_format=True)
-    (source,) = _group(tmp_path)
+    (source,) = files.sources_of(tmp_path)
     with pytest.raises(readers.Refusal, match="no_geometry"):
         _scan(source)
 
@@ -364,7 +348,7 @@ def test_a_private_b_value_tells_volumes_apart(tmp_path):
         for path in files.series(tmp_path, files.body(4, seed=k), start=10 * k):
             item = _with_private(path, k)
             item.save_as(path)
-    found = _volumes(_group(tmp_path))
+    found = _volumes(files.sources_of(tmp_path))
     assert set(found) == {"b0", "b1"}
 
 
