@@ -19,6 +19,7 @@ STORE_AXES = ("L", "P", "S")  # x, y, z as stored
 MIN_SLICES = 3
 FEW_SLICES_BELOW = 8  # along any axis of the source; such volumes are flagged few_slices
 PLAUSIBLE_MM = (0.01, 50.0)  # of a voxel's size
+FARTHEST_MM = 1e5  # of the first voxel from the world's origin
 SAME_SPACING = 1e-3  # relative; a grid this near to the target is kept as it is, so its values stay exact
 
 
@@ -58,7 +59,7 @@ def orientation_of(affine: np.ndarray) -> str:
 
 
 def check_affine(affine: np.ndarray) -> None:
-    """Raises Refusal `affine_not_finite`, `affine_singular` or `implausible_spacing`."""
+    """Raises Refusal: affine_not_finite, affine_singular, implausible_spacing, implausible_position."""
     if not np.isfinite(affine).all():
         raise Refusal("affine_not_finite")
     spacing = spacing_of(affine)
@@ -67,6 +68,8 @@ def check_affine(affine: np.ndarray) -> None:
     low, high = PLAUSIBLE_MM
     if spacing.min() < low * (1 - SAME_SPACING) or spacing.max() > high * (1 + SAME_SPACING):
         raise Refusal("implausible_spacing", f"voxels of {' x '.join(f'{s:.4g}' for s in spacing)} mm are no scan's")
+    if np.abs(affine[:3, 3]).max() > FARTHEST_MM:
+        raise Refusal("implausible_position", f"the first voxel lies {np.abs(affine[:3, 3]).max():.3g} mm away")
 
 
 def _to_store(affine: np.ndarray) -> np.ndarray:

@@ -39,6 +39,7 @@ REASONS: dict[str, str] = {
     "failed": "the conversion failed on this scan",
     "git_annex_pointer": "a pointer of git-annex, not the file: fetch it with git annex get or datalad get",
     "git_lfs_pointer": "a pointer of git-lfs, not the file: fetch it with git lfs pull",
+    "implausible_position": "the header places the scan more than 100 m from its origin",
     "implausible_spacing": "voxels below 0.01 mm or above 50 mm are no scan's",
     "implausible_values": "values that no scan holds: the file was damaged, or its type is stated wrongly",
     "impossible_size": "the header speaks of far more voxels than the file can hold",

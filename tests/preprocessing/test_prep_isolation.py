@@ -9,9 +9,11 @@ import threading
 import time
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import tests_isolated as jobs
+import zoo
 from tests_prep import save, smooth
 
 from preprocessing import convert, isolation, job
@@ -172,6 +174,19 @@ def test_a_source_that_hangs_is_refused_when_its_time_is_over(tmp_path, monkeypa
     assert [(o.volume_id, o.refusal.reason) for o in outcomes] == [
         ("hang_t0000", "timed_out"), ("hang_t0001", "timed_out"),
     ]  # fmt: skip
+
+
+@linux
+@pytest.mark.slow
+def test_a_file_that_holds_more_than_the_memory_is_refused(tmp_path):
+    (tmp_path / "in").mkdir()
+    huge = tmp_path / "in" / "huge.nii"
+    array = np.zeros((2, 2, 2), np.uint8)
+    huge.write_bytes(zoo.nifti(array, np.eye(4), nib.Nifti1Image, (zoo.DIM, "<4h", 3, 2000, 2000, 2000)))
+    os.truncate(huge, 352 + 2000**3)  # 8 GB that take no place on the disk
+    save(tmp_path / "in" / "small.nii.gz", smooth((9, 8, 7)))
+    report = convert(tmp_path / "in", tmp_path / "store", workers=1, memory=1)
+    assert [reason for _, reason in report.refused] == ["too_large"] and report.converted == 1
 
 
 @pytest.mark.slow

@@ -294,6 +294,7 @@ def _placeless() -> None:
     _refuse("quaternion.nii", "affine_not_finite", patched(*by_qform, (QUATERN, "<3f", 3.0, 3.0, 3.0)))
     _refuse("far.nii", "implausible_spacing", nifti(anatomy(), np.diag([1.0, 1, 60, 1])))
     _refuse("near.nii", "implausible_spacing", nifti(anatomy(), np.diag([0.001, 1, 1, 1])))
+    _refuse("lost.nii", "implausible_position", patched((SROW + 12, "<f", 1e30)))
     _refuse("unplaced.mgh", "no_orientation", _patch(mgh(anatomy()), (28, ">h", 0)))
     _refuse("sizeless.mgh", "bad_spacing", _patch(mgh(anatomy()), (30, ">f", 0.0)))
     _refuse("unplaced.nrrd", "no_orientation", nrrd(anatomy(), space=None))
