@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from preprocessing.geometry import FEW_SLICES_BELOW, MIN_SLICES
+from preprocessing.geometry import MIN_SLICES
 from preprocessing.headers import describe_all
 from preprocessing.readers import dicom_header
 from preprocessing.readers.dicom_header import Object, Picture, plain
@@ -27,6 +27,7 @@ _DATE = re.compile(r"(?<!\d)(19|20)\d\d[-_. ]?[01]\d[-_. ]?[0-3]\d|(?<!\d)[0-3]\
 _FOLDER = re.compile(r"f\d+")  # of a suffix: only the folder tells the pictures apart
 _UID = re.compile(r"\d+(\.\d+){3,}")
 FEWEST_DERIVED = 8  # slices; fewer reformatted or computed pictures are single images, not a volume
+_MOST_PLANE_SLICES = 16  # in each of three planes: fewer are a localiser
 _MOST_SCOUT_SLICES = 32  # a series called scout or survey that has more is a scan
 
 
@@ -142,7 +143,7 @@ class _Grouping:
         thin = [stack for stack in stacks if not stack.pictures[0].mosaic]
         if called_scout and max(sizes) < _MOST_SCOUT_SLICES and thin == stacks:
             return [self._refused(scans, Refusal("localiser"))]
-        if len(stacks) >= 3 and max(sizes) < FEW_SLICES_BELOW and thin == stacks and _three_planes(stacks):
+        if len(stacks) >= 3 and max(sizes) < _MOST_PLANE_SLICES and thin == stacks and _three_planes(stacks):
             return [self._refused(scans, Refusal("localiser", "few slices in each of three planes: a localiser"))]
         if len(stacks) > 1 and max(sizes) < MIN_SLICES and thin == stacks:
             counts = ", ".join(str(size) for size in sizes)

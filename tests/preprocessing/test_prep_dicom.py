@@ -116,7 +116,7 @@ def test_hu_of_a_real_series(data, tmp_path):
     np.testing.assert_array_equal(store.read(0, (0, 0, 0), (8, 512, 512))[0], expected)  # rows run to P, columns to L
     attributes = store.attributes(0)
     assert (attributes.scale, attributes.offset, attributes.modality) == ([1.0], [0.0], ["ct"])
-    assert "few_slices" in attributes.flags and attributes.source.startswith("dicom-")
+    assert attributes.source.startswith("dicom-")
     # the same patient's whole chest, averaged 2x2x2, holds the same HU at the same places
     whole = nib.load(data / "ct_qin_lung_philips" / "qin_lung_ct_2x.nii.gz")
     small = canonical(Scan(np.asarray(whole.dataobj)[None], whole.affine))
