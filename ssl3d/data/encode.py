@@ -42,10 +42,11 @@ class Shard:
         return self._hash.hexdigest()
 
     def __iter__(self) -> Iterator[bytes]:
-        """Parts of about a megabyte; another thread digests one while the next is compressed."""
-        with ThreadPoolExecutor(1, thread_name_prefix="ssl3d-digest") as pool:
-            digesting = None
-            for part in self._parts:
+        """Parts of about a megabyte: while one is written, the next is compressed and the last one digested."""
+        with ThreadPoolExecutor(2, thread_name_prefix="ssl3d-encode") as pool:
+            coming, digesting = pool.submit(next, self._parts, None), None
+            while (part := coming.result()) is not None:
+                coming = pool.submit(next, self._parts, None)
                 if digesting is not None:
                     digesting.result()
                 digesting = pool.submit(self._hash.update, part)

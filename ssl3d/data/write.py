@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +97,11 @@ def write_volume(
             objects.put(f"{kind}/{volume_id}/{METADATA}", metadata)
 
     folder = f"{fmt.VOLUMES}/{volume_id}"
-    small = thumbnail(image, attributes, valid)
+    with ThreadPoolExecutor(1, thread_name_prefix="ssl3d-thumbnail") as pool:
+        looks = pool.submit(thumbnail, image, attributes, valid)
+        attributes.digest, attributes.stored_bytes = _put_shards(objects, folder, image)
+    small = looks.result()
     attributes.perceptual_hash = perceptual_hash(small)
-    attributes.digest, attributes.stored_bytes = _put_shards(objects, folder, image)
     objects.put(f"{folder}/{THUMBNAIL_OBJECT}", encode_thumbnail(small))
     metadata = encode_metadata(image, attributes.to_json())
     if confirm is not None:
