@@ -134,6 +134,18 @@ def test_minc_is_read_as_nibabel_reads_it(name):
 
 
 @pytest.mark.skipif(not _MINC.is_dir(), reason="nibabel is installed without its test data")
+def test_minc_of_four_dimensions_and_cut_short_is_refused(tmp_path):
+    with pytest.raises(Refusal, match="unsupported_dimensions"):
+        readers.header(_MINC / "minc1_4d.mnc")
+    pytest.importorskip("h5py")
+    content = (_MINC / "small.mnc").read_bytes()
+    for end in (600, len(content) // 2, len(content) - 50):
+        (tmp_path / "cut.mnc").write_bytes(content[:end])
+        with pytest.raises(Refusal, match=r"truncated|unreadable"):
+            readers.header(tmp_path / "cut.mnc")
+
+
+@pytest.mark.skipif(not _MINC.is_dir(), reason="nibabel is installed without its test data")
 def test_minc_2_without_its_library_names_the_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(Refusal, match=r"missing_library.*ssl3d\[minc\]"):
