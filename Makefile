@@ -32,8 +32,9 @@ lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
-bench: $(STAMP) ## loader and step benchmarks; JSON and tables in benchmarks/results
+bench: $(STAMP) ## loader, conversion and step benchmarks; JSON and tables in benchmarks/results
 	@$(BIN)/python benchmarks/bench_loader.py
+	@$(BIN)/python benchmarks/bench_convert.py
 	@$(BIN)/python benchmarks/bench_step.py
 
 constraints: $(STAMP) ## pin every dependency again, for all pythons and platforms; UPGRADE=--upgrade takes newer ones

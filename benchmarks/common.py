@@ -14,7 +14,10 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("ssl3d", "torch", "numpy", "zarr", "numcodecs", "monai", "dynamic-network-architectures")
+PACKAGES = (
+    "ssl3d", "torch", "numpy", "scipy", "zarr", "numcodecs", "blosc2", "SimpleITK", "nibabel", "monai",
+    "dynamic-network-architectures",
+)  # fmt: skip
 
 
 def machine() -> dict[str, Any]:
@@ -73,17 +76,25 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def save(
-    name: str, title: str, rows: Sequence[Mapping[str, Any]], details: Mapping[str, Any], out: Path = RESULTS
+    name: str,
+    title: str,
+    rows: Sequence[Mapping[str, Any]],
+    details: Mapping[str, Any],
+    out: Path = RESULTS,
+    more: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> Path:
-    """Write <out>/<name>.json and <name>.md and print the table; returns the JSON's path."""
+    """Write <out>/<name>.json and <name>.md and print the table; returns the JSON's path. `more`: {title: rows}."""
     out.mkdir(parents=True, exist_ok=True)
     where = machine()
     file = out / f"{name}.json"
     data = {"benchmark": name, "title": title, "machine": where, "rows": [dict(r) for r in rows], **details}
+    if more:
+        data["more"] = {heading: [dict(r) for r in others] for heading, others in more.items()}
     file.write_text(json.dumps(data, indent=2) + "\n")
     gpu = f", {where['gpu']}" if where["gpu"] else ""
     ran_on = f"{where['cores']} x {where['cpu']}{gpu}, torch {where['versions'].get('torch')}"
     text = f"# {title}\n\n{ran_on}\n\n{table(rows)}\n"
+    text += "".join(f"\n## {heading}\n\n{table(others)}\n" for heading, others in (more or {}).items())
     file.with_suffix(".md").write_text(text)
     print(text)
     return file

@@ -17,7 +17,7 @@ from downstream.results import write_atomic
 from downstream.splits import Split, draw_split, load_split
 from downstream.suite import load_suite
 from preprocessing import convert, datasets
-from preprocessing.sources import clean_id
+from preprocessing.source import clean_id
 from preprocessing.subjects import PATIENTS_FILE
 from ssl3d.config import load
 from ssl3d.data.phantom import TARGETS_FILE, write_phantom

@@ -29,7 +29,7 @@ def prepare(runs: Sequence[str | Path], suite: Suite, out: Path) -> tuple[Contex
     store = open_store(suite.store)
     rows = labelled_rows(store)
     classes, ignore = label_classes(store, [row for own in rows.values() for row in own], suite.classes)
-    split = resolve(load_split(Path(suite.split)), rows, Path(suite.split), Path(suite.store))
+    split = resolve(load_split(Path(suite.split)), rows, Path(suite.split), suite.store)
     _check_amounts(suite, split)
     # "auto" is settled here: what was used is recorded, and names the cells
     suite = replace(suite, precision=cast(Precision, choose_precision(suite.precision)))

@@ -59,7 +59,7 @@ def load_split(path: Path) -> Split:
     return split
 
 
-def resolve(split: Split, subjects: Collection[str], path: Path, store: Path) -> Split:
+def resolve(split: Split, subjects: Collection[str], path: Path, store: str | Path) -> Split:
     """The split in the subjects of a store, whichever of the two is hashed.
 
     `subjects`: those of the store that have labels. Raises ValueError naming the split file `path` and the first

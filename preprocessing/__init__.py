@@ -7,15 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from preprocessing.inspection import inspect
-    from preprocessing.pipeline import ConvertReport, convert
+    from preprocessing.pipeline import convert
+    from preprocessing.report import ConvertReport
+    from preprocessing.verification import VerifyReport, verify
 
-__all__ = ["ConvertReport", "convert", "inspect"]
+__all__ = ["ConvertReport", "VerifyReport", "convert", "inspect", "verify"]
 
-_HOMES = {"ConvertReport": "pipeline", "convert": "pipeline", "inspect": "inspection"}
+_HOMES = {
+    "ConvertReport": "report",
+    "VerifyReport": "verification",
+    "convert": "pipeline",
+    "inspect": "inspection",
+    "verify": "verification",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: SimpleITK, nibabel and pydicom are not needed to say --help."""
+    """Import on first use: nibabel and pydicom are not needed to say --help."""
     if name not in _HOMES:
         raise AttributeError(f"module 'preprocessing' has no attribute '{name}'")
     return getattr(importlib.import_module(f"preprocessing.{_HOMES[name]}"), name)

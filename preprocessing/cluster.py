@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any, TypeVar
 
 from preprocessing.refusal import Refusal
@@ -18,15 +19,10 @@ from preprocessing.refusal import Refusal
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 _IN_FLIGHT = 4  # jobs submitted ahead, a worker
+_ANSWER_S = 20.0  # for a scheduler to answer
+_WORKERS_S = 60.0  # for its first worker to come
 _PR_SET_PDEATHSIG = 1
 _DISTRIBUTED_LOGGERS = ("distributed", "distributed.worker", "distributed.nanny", "distributed.scheduler")
-
-
-def available_cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def die_with_parent() -> None:
@@ -50,6 +46,8 @@ def dask_setup(worker: Any) -> None:
     """What a local worker runs when it starts: dask finds it by this name, this module being its preload."""
     del worker
     die_with_parent()
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
 
 
 def run_jobs(
@@ -78,15 +76,10 @@ def _connect(stack: contextlib.ExitStack, workers: int, scheduler: str | None) -
     import dask
     from distributed import Client, LocalCluster
 
-    if scheduler is not None:
-        try:
-            return stack.enter_context(Client(scheduler, timeout="20s"))
-        except (OSError, TimeoutError, ValueError) as error:
-            raise ValueError(
-                f"--scheduler {scheduler} cannot be reached: is a dask scheduler running there?"
-            ) from error
     for name in _DISTRIBUTED_LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    if scheduler is not None:
+        return _join(stack, scheduler)
     stack.enter_context(dask.config.set({"distributed.admin.system-monitor.gil.enabled": False}))
     cluster = stack.enter_context(
         LocalCluster(
@@ -102,6 +95,23 @@ def _connect(stack: contextlib.ExitStack, workers: int, scheduler: str | None) -
     return stack.enter_context(Client(cluster))
 
 
+def _join(stack: contextlib.ExitStack, scheduler: str) -> Any:
+    """A client of the user's own scheduler. Raises ValueError when nobody answers, or there is no worker."""
+    from distributed import Client
+
+    try:
+        client = stack.enter_context(Client(scheduler, timeout=f"{_ANSWER_S:g}s"))
+    except (OSError, TimeoutError, ValueError) as error:
+        raise ValueError(f"--scheduler {scheduler} cannot be reached: is a dask scheduler running there?") from error
+    try:
+        client.wait_for_workers(1, timeout=_WORKERS_S)
+    except TimeoutError as error:
+        raise ValueError(
+            f"--scheduler {scheduler} has no workers after {_WORKERS_S:g} s: start some with dask worker {scheduler}"
+        ) from error
+    return client
+
+
 def _stream(
     client: Any, function: Callable[[Job], Result], jobs: Sequence[Job], on_death: Callable[[Job, Refusal], Result]
 ) -> Iterator[tuple[int, Result]]:
@@ -112,18 +122,15 @@ def _stream(
     waiting = iter(enumerate(jobs))
     running = as_completed()
 
-    def submit_next() -> bool:
-        item = next(waiting, None)
-        if item is None:
-            return False
-        future = client.submit(function, item[1], pure=False)
-        numbers[future.key] = item[0]
-        running.add(future)
-        return True
+    def fill() -> None:
+        """A few jobs ahead for every worker there is now: workers of a cluster come and go."""
+        ahead = max(1, sum(client.nthreads().values())) * _IN_FLIGHT
+        for number, job in islice(waiting, max(0, ahead - len(numbers))):
+            future = client.submit(function, job, pure=False)
+            numbers[future.key] = number
+            running.add(future)
 
-    ahead = max(1, sum(client.nthreads().values())) * _IN_FLIGHT
-    while ahead > 0 and submit_next():
-        ahead -= 1
+    fill()
     for future in running:
         number = numbers.pop(future.key)
         try:
@@ -131,5 +138,5 @@ def _stream(
         except KilledWorker:
             result = on_death(jobs[number], Refusal("worker_died"))
         future.release()
-        submit_next()
+        fill()
         yield number, result

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from preprocessing.readers import split_extension
+from preprocessing.readers import header_file, split_extension
 
 DATASET_FILE = "dataset.json"
-IMAGE_FOLDERS = ("imagesTr", "imagesTs")
+IMAGE_FOLDERS = ("imagesTr", "imagesVa", "imagesVal", "imagesTs")
 _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 
 
@@ -93,35 +93,49 @@ def read_dataset(root: Path, folders: tuple[str, ...] = IMAGE_FOLDERS) -> Datase
     seen: set[Path] = set()
     for folder in folders:
         images = _volumes(root / folder)
-        labels = {split_extension(p.name)[0]: p for p in _volumes(root / folder.replace("images", "labels"))}
         seen.update(images)
-        if _is_nnunet(images, labels, len(dataset.channels)):
-            dataset.cases += _nnunet_cases(images, labels, len(dataset.channels))
-        else:
-            for image in images:
-                name = split_extension(image.name)[0]
-                dataset.cases.append(Case(name, [image], labels.get(name)))
+        dataset.cases += group_images(images, _labels(root, folder), len(dataset.channels))
+    names = {case.name for case in dataset.cases}
     for entry in [*description.get("training", []), *description.get("test", [])]:
         listed = entry.get("image") if isinstance(entry, Mapping) else entry
         if isinstance(listed, str) and Path(listed).parent.name in folders:
             path = root / Path(listed).parent.name / Path(listed).name
-            if path not in seen and not path.exists() and split_extension(path.name)[0] not in _case_names(dataset):
+            if path not in seen and not path.exists() and split_extension(path.name)[0] not in names:
                 dataset.absent.append(path)
     return dataset
 
 
-def _case_names(dataset: Dataset) -> set[str]:
-    return {case.name for case in dataset.cases}
+def is_nnunet(root: Path) -> bool:
+    """Whether the images of a data set with a dataset.json carry the numbers of their channels."""
+    channels = len(channel_names(read_description(root / DATASET_FILE)))
+    return any(_numbered(_volumes(root / folder), _labels(root, folder), channels) for folder in IMAGE_FOLDERS)
+
+
+def group_images(images: list[Path], labels: Mapping[str, Path], channels: int) -> list[Case]:
+    """Image files as cases: numbered channels (CASE_0000) together, any other file a case. `labels` by case.
+
+    `channels`: how many a case has, 0 where nothing says so.
+    """
+    if _numbered(images, labels, channels):
+        return _numbered_cases(images, labels, channels)
+    names = [split_extension(image.name)[0] for image in images]
+    return [Case(name, [image], labels.get(name)) for name, image in zip(names, images)]
+
+
+def _labels(root: Path, images: str) -> dict[str, Path]:
+    """Label files that belong to an image folder, by name without extension."""
+    return {split_extension(p.name)[0]: p for p in _volumes(root / images.replace("images", "labels"))}
 
 
 def _volumes(folder: Path) -> list[Path]:
     """Volume files of a folder, sorted; resource forks of macOS archives (._x) are none."""
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if not p.name.startswith(".") and split_extension(p.name)[1])
+    named = (p for p in folder.iterdir() if not p.name.startswith(".") and split_extension(p.name)[1])
+    return sorted(p for p in named if header_file(p) == p)  # an .img comes with its .hdr
 
 
-def _is_nnunet(images: list[Path], labels: Mapping[str, Path], channels: int) -> bool:
+def _numbered(images: list[Path], labels: Mapping[str, Path], channels: int) -> bool:
     """Whether every image's name ends in a channel number, and none of them is what a label is called."""
     stems = [split_extension(p.name)[0] for p in images]
     matches = [_CHANNEL.match(stem) for stem in stems]
@@ -131,7 +145,7 @@ def _is_nnunet(images: list[Path], labels: Mapping[str, Path], channels: int) ->
     return any(m["case"] in labels for m in matches if m) or max(numbers) < max(channels, 1)
 
 
-def _nnunet_cases(images: list[Path], labels: Mapping[str, Path], channels: int) -> list[Case]:
+def _numbered_cases(images: list[Path], labels: Mapping[str, Path], channels: int) -> list[Case]:
     grouped: dict[str, dict[int, Path]] = {}
     for image in images:
         match = _CHANNEL.match(split_extension(image.name)[0])

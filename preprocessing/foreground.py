@@ -8,6 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 BODY_HU = -500.0
+_SOLID_HU = -250.0  # tissue and fat; the foam of a mattress is lighter
 _COARSE_MM = 3.0
 _OPENING_MM = 6.0  # thinner than a body, thicker than a table top or a blanket
 _SMALLEST_PART = 0.02  # of the largest component; smaller islands are noise
@@ -69,26 +70,39 @@ def _opened(mask: np.ndarray, ball: np.ndarray) -> np.ndarray:
     return opened[tuple(slice(p, p + n) for p, n in zip(pad, mask.shape))]
 
 
-def _body(coarse: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """CT: above -500 HU, table and clothes opened away, largest component, its air cavities filled slice by slice."""
-    dense = coarse > BODY_HU
-    ball = _ball(spacing, _OPENING_MM)
-    core = _opened(dense, ball)
-    parts, count = ndimage.label(core if core.any() else dense)
-    if count == 0:
-        return dense
+def _largest(mask: np.ndarray) -> np.ndarray:
+    """The largest connected part of a mask that holds something."""
+    parts, _ = ndimage.label(mask)
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
-    body = parts == int(np.argmax(sizes))
+    return parts == int(np.argmax(sizes))
+
+
+def _body(coarse: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """CT: the largest part of solid tissue, table and clothes opened away, and what is dense around it.
+
+    The padding of a table is denser than -500 HU in places, tissue and fat are denser than any padding. Cavities of air
+    are filled slice by slice.
+    """
+    dense = coarse > BODY_HU
+    if not dense.any():
+        return dense
+    ball = _ball(spacing, _OPENING_MM)
+    core = next((c for c in (_opened(coarse > _SOLID_HU, ball), _opened(dense, ball)) if c.any()), dense)
+    body = _largest(core)
     body = ndimage.binary_dilation(body) & dense | body
     return np.stack([ndimage.binary_fill_holes(plane) for plane in body])
 
 
 def _bright(coarse: np.ndarray, spacing: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """MR and others: above Otsu's threshold, without islands, holes filled."""
+    """MR and others: above Otsu's threshold, without islands, holes filled.
+
+    What is not valid counts as dark: without its background a head would be split into bright and dark tissue.
+    """
     if not valid.any():
         return valid
-    mask = (coarse > otsu(coarse[valid])) & valid
+    filled = np.where(valid, coarse, np.float32(coarse[valid].min()))
+    mask = (filled > otsu(filled)) & valid
     parts, count = ndimage.label(mask)
     if count > 1:
         sizes = np.bincount(parts.ravel())
@@ -110,14 +124,16 @@ def foreground(
     coarse = _block_means(values, steps)
     usable = np.ones(coarse.shape, bool) if valid is None else _block_centres(valid, steps)
     small = (_body(coarse, own) & usable) if modality == "ct" else _bright(coarse, own, usable)
-    mask = small
-    for axis, step in enumerate(steps):
-        if step > 1:
-            mask = np.repeat(mask, step, axis=axis)
-    mask = mask[tuple(slice(0, n) for n in values.shape)]
-    if not mask.any():
+    if not small.any():
         mask = np.ones(values.shape, bool) if valid is None or not valid.any() else valid
-    return mask, bounding_box(mask)
+        return mask, bounding_box(mask)
+    mask = small
+    for axis in (2, 1, 0):  # planes last: those are copied whole
+        if steps[axis] > 1:
+            mask = np.repeat(mask, steps[axis], axis=axis)
+        mask = mask[(slice(None),) * axis + (slice(0, values.shape[axis]),)]
+    low, high = np.array(bounding_box(small)) * steps
+    return mask, [low.tolist(), np.minimum(high, values.shape).tolist()]
 
 
 def bounding_box(mask: np.ndarray) -> list[list[int]]:

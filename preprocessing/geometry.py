@@ -17,7 +17,9 @@ from preprocessing.refusal import Refusal
 
 STORE_AXES = ("L", "P", "S")  # x, y, z as stored
 MIN_SLICES = 3
-FEW_SLICES_BELOW = 16  # along any axis of the source; such volumes are flagged few_slices
+FEW_SLICES_BELOW = 8  # along any axis of the source; such volumes are flagged few_slices
+PLAUSIBLE_MM = (0.01, 50.0)  # of a voxel's size
+FARTHEST_MM = 1e5  # of the first voxel from the world's origin
 SAME_SPACING = 1e-3  # relative; a grid this near to the target is kept as it is, so its values stay exact
 
 
@@ -57,12 +59,17 @@ def orientation_of(affine: np.ndarray) -> str:
 
 
 def check_affine(affine: np.ndarray) -> None:
-    """Raises Refusal `bad_affine` when the affine is not finite or not invertible."""
-    spacing = spacing_of(affine)
+    """Raises Refusal: affine_not_finite, affine_singular, implausible_spacing, implausible_position."""
     if not np.isfinite(affine).all():
-        raise Refusal("bad_affine", "the affine holds values that are not finite")
-    if (spacing < 1e-6).any() or abs(np.linalg.det(affine[:3, :3])) < 1e-6 * spacing.prod():
-        raise Refusal("bad_affine", "the affine cannot be inverted: two axes coincide or a voxel size is zero")
+        raise Refusal("affine_not_finite")
+    spacing = spacing_of(affine)
+    if (spacing < 1e-9).any() or abs(np.linalg.det(affine[:3, :3])) < 1e-6 * spacing.prod():
+        raise Refusal("affine_singular")
+    low, high = PLAUSIBLE_MM
+    if spacing.min() < low * (1 - SAME_SPACING) or spacing.max() > high * (1 + SAME_SPACING):
+        raise Refusal("implausible_spacing", f"voxels of {' x '.join(f'{s:.4g}' for s in spacing)} mm are no scan's")
+    if np.abs(affine[:3, 3]).max() > FARTHEST_MM:
+        raise Refusal("implausible_position", f"the first voxel lies {np.abs(affine[:3, 3]).max():.3g} mm away")
 
 
 def _to_store(affine: np.ndarray) -> np.ndarray:
@@ -70,7 +77,7 @@ def _to_store(affine: np.ndarray) -> np.ndarray:
     check_affine(affine)
     orientation = io_orientation(affine)
     if np.isnan(orientation).any():
-        raise Refusal("bad_affine", "an axis of the affine has no direction")
+        raise Refusal("affine_singular", "an axis of the affine has no direction")
     return ornt_transform(orientation, axcodes2ornt(STORE_AXES))
 
 
@@ -87,7 +94,7 @@ def canonical_grid(affine: np.ndarray, shape: Sequence[int]) -> tuple[tuple[int,
 def canonical(scan: Scan) -> Canonical:
     """The scan permuted and flipped onto the store's axes: every voxel keeps its value and its world position.
 
-    Raises Refusal `bad_affine`.
+    Raises Refusal for an affine that is none, see `check_affine`.
     """
     transform = _to_store(scan.affine)
     _, affine = canonical_grid(scan.affine, scan.data.shape[1:])
@@ -95,7 +102,10 @@ def canonical(scan: Scan) -> Canonical:
     def move(volume: np.ndarray) -> np.ndarray:
         return apply_orientation(volume, transform).transpose(2, 1, 0)
 
-    data = np.stack([np.ascontiguousarray(move(channel)) for channel in scan.data])
+    moved = [move(channel) for channel in scan.data]
+    data = np.empty((len(moved), *moved[0].shape), moved[0].dtype)  # np.stack would hold every channel twice
+    for out, channel in zip(data, moved):
+        out[...] = channel
     invalid = None if scan.invalid is None else np.ascontiguousarray(move(scan.invalid))
     return Canonical(data, affine, invalid)
 
@@ -150,10 +160,13 @@ def resampled_grid(
     return axes, np.asarray(affine, dtype=np.float64) @ matrix
 
 
+def corner_distance(shape: Sequence[int], a: np.ndarray, b: np.ndarray) -> float:
+    """The farthest in mm that two affines put a corner of a grid of `shape` apart."""
+    corners = np.array([[i * (n - 1) for i, n in zip(bits, shape)] + [1] for bits in np.ndindex(2, 2, 2)], dtype=float)
+    gap = corners @ np.asarray(a, dtype=float).T - corners @ np.asarray(b, dtype=float).T
+    return float(np.linalg.norm(gap[:, :3], axis=1).max())
+
+
 def same_place(shape: Sequence[int], a: np.ndarray, b: np.ndarray, tolerance_voxels: float = 0.5) -> bool:
     """True when two affines put the corners of a grid of `shape` less than `tolerance_voxels` apart."""
-    corners = np.array([[i * (n - 1) for i, n in zip(bits, shape)] + [1] for bits in np.ndindex(2, 2, 2)], dtype=float)
-    gap = np.linalg.norm(
-        (corners @ np.asarray(a, dtype=float).T - corners @ np.asarray(b, dtype=float).T)[:, :3], axis=1
-    )
-    return bool(gap.max() <= tolerance_voxels * spacing_of(a).min())
+    return corner_distance(shape, a, b) <= tolerance_voxels * float(spacing_of(a).min())

@@ -2,49 +2,76 @@
 
 from __future__ import annotations
 
-import base64
-import csv
-import html as html_text
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from preprocessing.montage import montage
-from ssl3d.data import format as fmt
+from preprocessing.duplicates import Near, read_duplicates
+from preprocessing.page import Chart, page
+from preprocessing.ranking import Ranked, rank
+from preprocessing.refusal import REASONS
+from preprocessing.report import Row, read_refused
+from ssl3d.data.objects import is_url, open_objects
 from ssl3d.data.store import Store, open_store
+
+SHOWN = 12  # volumes of the montage
+_NAMED = 5  # volumes and pairs named in the text
+
+_CHARTED = {
+    "percentile_00_5": "0.5 percentile",
+    "percentile_50": "median",
+    "percentile_99_5": "99.5 percentile",
+    "std": "standard deviation",
+}
 
 Section = tuple[str, list[tuple[str, str]]]
 
 
 def inspect(store: str | Path, html: str | Path | None = None) -> str:
-    """A report of counts, spacings, intensities, flags and refusals; with `html`, also a page with a montage.
+    """A report of counts, spacings, intensities, flags, refusals, duplicates and the volumes to look at first.
 
+    `html`: a page of the same with histograms and pictures is written there.
     Raises FileNotFoundError naming a store that is not there.
     """
     opened = open_store(store)
-    sections = _sections(opened, Path(store))
+    index = opened.index
+    refused = read_refused(open_objects(store))
+    twins = read_duplicates(store)
+    ranked = rank(index, {name for near in twins for name in (near.volume, near.other)})
+    sections = [("volumes", _volumes(opened, index))]
+    if len(index):
+        sections += [("spacing and size", _geometry(index)), ("intensity", _intensity(index))]
     if html is not None:
-        picture = montage(opened) if len(opened) else b""
-        Path(html).write_text(_page(str(store), sections, picture), encoding="utf-8")
+        name = str(store).rstrip("/").rsplit("/", 1)[-1] if is_url(store) else Path(store).resolve().name
+        chosen = ranked[:SHOWN]
+        text = page(name, opened, sections, _charts(index), chosen, refused, twins)
+        Path(html).write_text(text, encoding="utf-8")
+    sections += _findings(index, refused, twins, ranked)
     return "\n".join(line for title, rows in sections for line in [title, *(f"  {k}: {v}" for k, v in rows)])
 
 
-def _sections(store: Store, root: Path) -> list[Section]:
-    sections = [("volumes", _volumes(store))]
-    if len(store):
-        sections.append(("spacing and size", _geometry(store)))
-        sections.append(("intensity", _intensity(store)))
-    flags = Counter(flag for row in store.index["flags"] for flag in row)
-    sections.append(("flags", _counts(flags) or [("none", "no volume is flagged")]))
-    refused = _refused(root)
-    sections.append(("refused", _counts(refused) or [("none", "nothing was refused")]))
-    return sections
+def _findings(index: pd.DataFrame, refused: list[Row], twins: list[Near], ranked: list[Ranked]) -> list[Section]:
+    """What is to be looked at: flags, refusals, pairs, and the worst volumes."""
+    flags = Counter(flag for row in index["flags"] for flag in row)
+    reasons = Counter(reason for _, reason, _ in refused)
+    named = [(reason, f"{n} ({REASONS.get(reason, reason)})") for reason, n in sorted(reasons.items())]
+    pairs = [(near.volume, f"{near.other} (correlation {near.correlation:.3f})") for near in twins[:_NAMED]]
+    if len(twins) > _NAMED:
+        pairs.append(("and more", f"{len(twins) - _NAMED} pairs, in duplicates.csv"))
+    worst = [r for r in ranked[:_NAMED] if r.score > 0]
+    look = [(index["id"].iloc[r.row], f"{', '.join(r.reasons)} ({r.score:.2f})") for r in worst]
+    return [
+        ("flags", [(name, str(n)) for name, n in sorted(flags.items())] or [("none", "no volume is flagged")]),
+        ("refused", named or [("none", "nothing was refused")]),
+        ("pairs that look alike", pairs or [("none", "no two volumes look alike")]),
+        ("look at first", look or [("none", "no volume stands out")]),
+    ]
 
 
-def _volumes(store: Store) -> list[tuple[str, str]]:
-    index = store.index
+def _volumes(store: Store, index: pd.DataFrame) -> list[tuple[str, str]]:
     size = int(index["bytes"].sum()) if len(index) else 0
     modalities = Counter(name for row in index["modality"] for name in row)
     return [
@@ -53,7 +80,7 @@ def _volumes(store: Store) -> list[tuple[str, str]]:
         ("subjects", str(index["subject"].nunique())),
         ("with labels", str(int(index["has_label"].sum()))),
         ("with targets", str(sum(bool(targets) for targets in index["targets"]))),
-        ("with voxels outside the scan", str(int(index["has_valid"].sum()))),
+        ("with voxels that were not measured", str(int(index["has_valid"].sum()))),
         ("channels by modality", ", ".join(f"{name} {n}" for name, n in sorted(modalities.items())) or "none"),
         ("size of the volumes", f"{size / 2**20:.1f} MiB"),
     ]
@@ -64,49 +91,54 @@ def _spread(values: Iterable[float]) -> str:
     return f"median {np.median(numbers):.4g}, from {numbers.min():.4g} to {numbers.max():.4g}"
 
 
-def _geometry(store: Store) -> list[tuple[str, str]]:
-    spacing = np.array(store.index["spacing"].tolist())
-    shape = np.array(store.index["shape"].tolist())
+def _geometry(index: pd.DataFrame) -> list[tuple[str, str]]:
+    spacing = np.array(index["spacing"].tolist())
+    shape = np.array(index["shape"].tolist())
+    source = np.sort(np.array(index["original_spacing"].tolist()), axis=1)
     rows = [(f"spacing {name} (mm)", _spread(spacing[:, axis])) for axis, name in enumerate("zyx")]
+    rows += [("finest spacing of the source (mm)", _spread(source[:, 0]))]
+    rows += [("coarsest spacing of the source (mm)", _spread(source[:, 2]))]
     return rows + [(f"size {name} (voxels)", _spread(shape[:, axis])) for axis, name in enumerate("zyx")]
 
 
-def _intensity(store: Store) -> list[tuple[str, str]]:
-    """Foreground numbers by modality, physical units."""
-    by_modality: dict[str, list[dict[str, float]]] = {}
-    for modalities, stats in zip(store.index["modality"], store.index["foreground_stats"]):
+def _by_modality(index: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """{modality: foreground statistics, a row a channel}, physical units."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for modalities, stats in zip(index["modality"], index["foreground_stats"]):
         for modality, channel in zip(modalities, stats):
-            by_modality.setdefault(modality, []).append(channel)
-    rows = []
-    for modality, channels in sorted(by_modality.items()):
-        for key in ("percentile_00_5", "percentile_50", "percentile_99_5", "mean", "std"):
-            rows.append((f"{modality} foreground {key}", _spread(channel[key] for channel in channels)))
-    return rows
+            found.setdefault(modality, []).append(channel)
+    return {modality: pd.DataFrame(found[modality]) for modality in sorted(found)}
 
 
-def _refused(root: Path) -> Counter[str]:
-    file = root / fmt.REFUSED_FILE
-    if not file.is_file():
-        return Counter()
-    with file.open(encoding="utf-8", newline="") as handle:
-        return Counter(row["reason"] for row in csv.DictReader(handle))
+def _intensity(index: pd.DataFrame) -> list[tuple[str, str]]:
+    """Foreground numbers by modality."""
+    keys = ("percentile_00_5", "percentile_50", "percentile_99_5", "mean", "std")
+    return [
+        (f"{modality} foreground {key}", _spread(stats[key]))
+        for modality, stats in _by_modality(index).items()
+        for key in keys
+    ]
 
 
-def _counts(counter: Counter[str]) -> list[tuple[str, str]]:
-    return [(name, str(count)) for name, count in sorted(counter.items())]
-
-
-def _page(title: str, sections: list[Section], picture: bytes) -> str:
-    """One HTML file that needs no other."""
-    tables = "".join(
-        f"<h2>{html_text.escape(name)}</h2><table>"
-        + "".join(f"<tr><th>{html_text.escape(k)}</th><td>{html_text.escape(v)}</td></tr>" for k, v in rows)
-        + "</table>"
-        for name, rows in sections
-    )
-    image = f'<img alt="montage" src="data:image/png;base64,{base64.b64encode(picture).decode()}">' if picture else ""
-    style = "body{font-family:sans-serif;margin:2em} th{text-align:left;padding-right:2em;font-weight:normal}"
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html_text.escape(title)}</title>'
-        f"<style>{style}</style></head><body><h1>{html_text.escape(title)}</h1>{tables}{image}</body></html>"
-    )
+def _charts(index: pd.DataFrame) -> list[tuple[str, list[Chart]]]:
+    """The histograms of the page, by heading."""
+    if len(index) == 0:
+        return []
+    spacing, shape = np.array(index["spacing"].tolist()), np.array(index["shape"].tolist())
+    source = np.sort(np.array(index["original_spacing"].tolist()), axis=1)
+    groups = [
+        (
+            "Spacing",
+            [
+                Chart("finest in the source", "mm", source[:, 0]),
+                Chart("coarsest in the source", "mm", source[:, 2]),
+                *(Chart(f"stored, {name}", "mm", spacing[:, axis]) for axis, name in enumerate("zyx")),
+            ],
+        ),
+        ("Size", [Chart(f"field of view, {n}", "mm", (shape * spacing)[:, a]) for a, n in enumerate("zyx")]),
+    ]
+    for modality, stats in _by_modality(index).items():
+        unit = "HU" if modality == "ct" else ""
+        charts = [Chart(f"foreground {name}", unit, stats[key].to_numpy()) for key, name in _CHARTED.items()]
+        groups.append((f"Intensity, {modality.upper()}", charts))
+    return groups

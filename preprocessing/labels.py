@@ -15,6 +15,9 @@ from ssl3d.seeding import numpy_generator
 
 BACKGROUND = 0
 _NO_SHARE = 1e-2
+_REACH = 2.5  # source voxels: within about this far, a class keeps its volume
+_ROUNDS = 4  # of moving volume back to where it was
+_LARGEST_LEVELLED = 1 << 25  # voxels of a class's box; in larger ones the volume that moves is nothing to the whole
 _TIE_BREAK = 1e-3  # weight of the neighbourhood's share: at whole-number ratios many voxels share one value
 _GAP = 0.1  # share of background below which a voxel between touching classes belongs to one of them
 
@@ -50,13 +53,15 @@ def resample_labels(label: np.ndarray, axes: Sequence[AxisGrid]) -> np.ndarray:
 
     Every class is interpolated linearly, in its own box only, so that a hundred classes cost little more than one. A
     class claims the voxels where its share is largest, as many as its volume in mm3 asks for: a fixed threshold of one
-    half would shrink thin and small structures. Where claims meet, the share relative to the class's own threshold
-    decides; what lies between touching classes is given to one of them. A class that would vanish keeps one voxel.
+    half would shrink thin and small structures. The same is asked of its parts (_levelled), else what is thick would
+    take from what is thin. Where claims meet, the share relative to the class's own threshold decides; what lies
+    between touching classes is given to one of them. A class that would vanish keeps one voxel.
     """
     if all(grid.unchanged for grid in axes):
         return label.copy()
     operators = [None if grid.unchanged else operator(grid, "linear") for grid in axes]
     per_voxel = float(np.prod([1.0 / grid.step for grid in axes]))  # stored voxels that one source voxel fills
+    sizes = [max(3, 2 * round(_REACH / grid.step) + 1) for grid in axes]
     shape = tuple(grid.n for grid in axes)
     out = np.zeros(shape, label.dtype)
     best = np.zeros(shape, np.float32)
@@ -67,14 +72,35 @@ def resample_labels(label: np.ndarray, axes: Sequence[AxisGrid]) -> np.ndarray:
         members = label[box] == value
         cut, where = _window(operators, box)
         share = apply_operators(members, cut)
-        share += _TIE_BREAK * ndimage.uniform_filter(share, 3, mode="nearest")
-        score = share / _claim_threshold(share, members.sum() * per_voxel)
+        level = _levelled(share, float(members.sum()) * per_voxel, sizes)
+        score = level / _claim_threshold(level, members.sum() * per_voxel)
         wins = score > best[where]
         out[where][wins] = value
         np.maximum(best[where], score, out=best[where])
         covered[where] += share
     out[(best < 1.0) & (covered < 1.0 - _GAP)] = BACKGROUND
     return _restore_lost(out, label, axes)
+
+
+def _levelled(share: np.ndarray, wanted: float, sizes: Sequence[int]) -> np.ndarray:
+    """The share, raised where claiming the `wanted` largest of it takes less than its mass nearby, lowered where more.
+
+    `sizes`: of the box in voxels that "nearby" means.
+    """
+    level = share + _TIE_BREAK * ndimage.uniform_filter(share, 3, mode="nearest")
+    if share.size > _LARGEST_LEVELLED:
+        return level
+
+    def nearby(values: np.ndarray) -> np.ndarray:
+        return ndimage.uniform_filter(values.astype(np.float32, copy=False), sizes, mode="constant")
+
+    mass, edge = nearby(share), (share > _NO_SHARE) & (share < 1.0 - _NO_SHARE)
+    room = nearby(edge) + _NO_SHARE
+    for _ in range(_ROUNDS):
+        claimed = level >= _claim_threshold(level, wanted)
+        level += np.where(edge, (mass - nearby(claimed)) / room, 0.0).astype(np.float32)
+        np.minimum(level, 1.0 + _TIE_BREAK * share, out=level)  # what is wholly inside is claimed first
+    return level
 
 
 def _window(

@@ -1,69 +1,95 @@
-"""A picture of a store: three planes through the foreground of some volumes, labels outlined."""
+"""Pictures of a volume: three planes through its foreground, labels and unmeasured voxels marked."""
 
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 
 import numpy as np
 
-from ssl3d.data.format import LABELS, VOLUMES
+from ssl3d.data.format import LABELS, VALID, VOLUMES
 from ssl3d.data.store import Store
 
-_PLANES = ("axial", "coronal", "sagittal")
+PLANES = ("axial", "coronal", "sagittal")
+_MOST_PIXELS = 320  # a side; larger planes are thinned out
+_INVALID = np.array([0.20, 0.45, 0.90])
+_TINT = 0.35
 
 
-def planes(store: Store, row: int) -> list[tuple[np.ndarray, np.ndarray | None, float]]:
-    """For each plane: (picture in 0..1, label or None, height/width of a pixel), the patient upright.
+@dataclass(frozen=True)
+class Plane:
+    """One cut: `picture` (rows, columns) 0..1, `label` and `valid` or None, and its size in mm; the patient is upright.
 
     Axial rows run to Posterior, coronal and sagittal rows to Inferior; columns run to the patient's Left (axial and
     coronal, radiological view) or Posterior (sagittal).
     """
-    shape = store.shape(row)[1:]
+
+    name: str
+    picture: np.ndarray
+    label: np.ndarray | None
+    valid: np.ndarray | None
+    height_mm: float
+    width_mm: float
+
+
+def planes(store: Store, row: int) -> list[Plane]:
+    """The three cuts through the middle of a volume's foreground box, first channel.
+
+    Raises ValueError when a chunk is damaged.
+    """
+    shape = [int(n) for n in store.cell("shape", row)]
     box = np.asarray(store.cell("foreground_box", row)).reshape(2, 3)
     centre = [int(c) for c in box.mean(axis=0)]
-    stats = store.attributes(row).valid_stats[0]
+    stats = store.cell("valid_stats", row)[0]
     scale, offset = store.cell("scale", row)[0], store.cell("offset", row)[0]
     spacing = store.cell("spacing", row)
     out = []
-    for axis in range(3):
-        z, y, x = (centre[a] if a == axis else 0 for a in range(3))
-        depth, height, width = (1 if a == axis else int(shape[a]) for a in range(3))
-        place = ((z, y, x), (depth, height, width))
-        cut = store.read(row, *place, kind=VOLUMES)[0]
-        values = np.take(cut, 0, axis=axis).astype(np.float32) * scale + offset
-        picture = np.clip((values - stats.low) / max(stats.high - stats.low, 1e-12), 0.0, 1.0)
-        label = None
-        if store.cell("has_label", row):
-            label = np.take(store.read(row, *place, kind=LABELS)[0], 0, axis=axis)
+    for axis, name in enumerate(PLANES):
+        start = (centre[0] if axis == 0 else 0, centre[1] if axis == 1 else 0, centre[2] if axis == 2 else 0)
+        size = (1 if axis == 0 else shape[0], 1 if axis == 1 else shape[1], 1 if axis == 2 else shape[2])
         rows, columns = (a for a in range(3) if a != axis)
-        if axis > 0:  # z grows upwards, rows of a picture downwards
-            picture, label = picture[::-1], None if label is None else label[::-1]
-        out.append((picture, label, float(spacing[rows] / spacing[columns])))
+        steps = [1 + (shape[a] - 1) // _MOST_PIXELS for a in (rows, columns)]
+
+        def cut(kind: str) -> np.ndarray:
+            """The plane of an array as it is shown: z grows upwards, rows of a picture downwards."""
+            plane = np.take(store.read(row, start, size, kind=kind)[0], 0, axis=axis)  # noqa: B023 - called at once
+            return (plane[::-1] if axis > 0 else plane)[:: steps[0], :: steps[1]]  # noqa: B023
+
+        values = cut(VOLUMES).astype(np.float32) * scale + offset
+        picture = np.clip((values - stats["low"]) / max(stats["high"] - stats["low"], 1e-12), 0.0, 1.0)
+        label = cut(LABELS) if store.cell("has_label", row) else None
+        valid = cut(VALID) if store.cell("has_valid", row) else None
+        height, width = shape[rows] * spacing[rows], shape[columns] * spacing[columns]
+        out.append(Plane(name, picture, label, valid, float(height), float(width)))
     return out
 
 
-def montage(store: Store, count: int = 12) -> bytes:
-    """PNG of up to `count` volumes spread evenly over the index, a row each. Raises ValueError for an empty store."""
-    import matplotlib
+def png(plane: Plane) -> bytes:
+    """The plane as PNG: grey, classes tinted and outlined in ten colours, unmeasured voxels tinted blue."""
+    from matplotlib import colormaps, image
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    if len(store) == 0:
-        raise ValueError(f"store {store.path} holds no volume to draw")
-    rows = np.unique(np.linspace(0, len(store) - 1, min(count, len(store))).astype(int))
-    figure, grid = pyplot.subplots(len(rows), 3, figsize=(9, 3 * len(rows)), squeeze=False)
-    for axes, row in zip(grid, rows):
-        for axis, name, (picture, label, aspect) in zip(axes, _PLANES, planes(store, int(row))):
-            axis.imshow(picture, cmap="gray", vmin=0, vmax=1, aspect=aspect, interpolation="nearest")
-            if label is not None and label.any():
-                axis.contour(label > 0, levels=[0.5], colors="orange", linewidths=0.7)
-                shown = np.ma.masked_equal(label, 0)
-                axis.imshow(shown, cmap="tab20", alpha=0.35, aspect=aspect, interpolation="nearest")
-            axis.set_axis_off()
-            axis.set_title(f"{store.volume_id(int(row))}  {name}" if name == "axial" else name, fontsize=7, loc="left")
-    figure.tight_layout()
+    colour = np.repeat(plane.picture[..., None], 3, axis=2).astype(np.float64)
+    if plane.valid is not None:
+        outside = plane.valid == 0
+        colour[outside] = (1 - _TINT) * colour[outside] + _TINT * _INVALID
+    if plane.label is not None:
+        inside = plane.label > 0
+        paint = colormaps["tab10"]((plane.label.astype(np.int64) - 1) % 10)[..., :3]
+        colour[inside] = (1 - _TINT) * colour[inside] + _TINT * paint[inside]
+        outline = inside & _edges(plane.label)
+        colour[outline] = paint[outline]
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=80, metadata={"Software": None})
-    pyplot.close(figure)
+    pixels = (255 * np.clip(colour, 0, 1)).round().astype(np.uint8)
+    image.imsave(file, pixels, format="png")
     return file.getvalue()
+
+
+def _edges(label: np.ndarray) -> np.ndarray:
+    """Pixels with a neighbour of another class."""
+    edges = np.zeros(label.shape, bool)
+    for axis in range(2):
+        first, second = np.moveaxis(label, axis, 0)[:-1], np.moveaxis(label, axis, 0)[1:]
+        differs = first != second
+        np.moveaxis(edges, axis, 0)[:-1] |= differs
+        np.moveaxis(edges, axis, 0)[1:] |= differs
+    return edges

@@ -3,41 +3,52 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from preprocessing import datasets, readers
+from preprocessing import datasets
+from preprocessing.archives import Scratch
+from preprocessing.drafts import Names
 from preprocessing.geometry import canonical_grid, spacing_of
 from preprocessing.readers import dicom, split_extension
 from preprocessing.refusal import Refusal
-from preprocessing.sources import Discovery, Source
+from preprocessing.source import Source
+from preprocessing.sources import Discovery
 from preprocessing.volume import Spacing
 
 SPACINGS = ("iso1", "median", "keep")
 
 
-def find_sources(arguments: Sequence[str | Path], key: bytes, skip: Sequence[Path]) -> list[Source]:
-    """All sources in the order given; a file that is reached twice counts once. `skip`: folders not to look into.
+def find_sources(
+    arguments: Sequence[str | Path],
+    key: bytes,
+    skip: Sequence[Path],
+    scratch: Scratch,
+    say: Callable[[str], None],
+    guess_labels: bool = True,
+) -> list[Source]:
+    """All sources, each once, in an order that is not that of the arguments; `say` gets what was found, line by line.
 
+    `skip`: folders not to look into. `scratch`: where archives are unpacked. `guess_labels`: pair masks of plain trees
+    with their scans.
     Raises FileNotFoundError or ValueError naming a source that is missing or empty.
     """
-    discovery = Discovery(key, {folder.resolve() for folder in skip})
-    found: dict[tuple[Path, ...], Source] = {}
+    left_out = frozenset(folder.resolve() for folder in (*skip, scratch.path))
+    discovery = Discovery(Names(key), left_out, scratch, say, guess_labels)
     for argument in arguments:
-        for source in discovery.of(argument):
-            place = tuple(path.resolve() for path in source.paths)
-            earlier = found.setdefault(place, source)
-            earlier.named = earlier.named or source.named
-    return list(found.values())
+        discovery.add(argument)
+    return discovery.finish()
 
 
 def attach_labels(sources: Sequence[Source], folder: Path) -> None:
-    """Give each source the label of the same name (extensions aside) in `folder` or below.
+    """Give each source the label of its name (extensions aside) in `folder` or below.
 
-    Names of classes come from a dataset.json in the folder or above it. Sources without one stay unlabelled.
+    The name of its subject counts too where the subject has one scan. Names of classes come from a dataset.json in the
+    folder or above it. Sources without a label stay unlabelled.
     Raises FileNotFoundError, and ValueError when not a single name fits.
     """
     if not folder.is_dir():
@@ -53,12 +64,12 @@ def attach_labels(sources: Sequence[Source], folder: Path) -> None:
     if description is not None:
         classes, ignore = datasets.class_names(datasets.read_description(description / datasets.DATASET_FILE))
     matched = 0
+    scans = Counter(source.raw_subject for source in sources)
     for source in sources:
-        label = next(
-            (labels[name] for name in (source.session, source.raw_subject, _stem(source)) if name in labels), None
-        )
+        names = [source.case, _stem(source), *([source.raw_subject] if scans[source.raw_subject] == 1 else [])]
+        label = next((labels[name] for name in names if name in labels), None)
         if label is not None:
-            source.label, source.classes, source.ignore = label, dict(classes), ignore
+            source.label, source.masks, source.classes, source.ignore = label, {}, dict(classes), ignore
             matched += 1
     if matched == 0:
         raise ValueError(f"--labels {folder}: no file there has the name of a source, such as {_example(sources)}")
@@ -101,10 +112,10 @@ def attach_targets(sources: Sequence[Source], file: Path) -> None:
         rows[name] = rows[split_extension(name)[0]] = values
     matched = False
     for source in sources:
-        names = (source.id, source.session, source.public, _stem(source), source.raw_subject, source.subject)
+        names = (source.id, source.case, source.public, _stem(source), source.raw_subject, source.subject)
         row = next((rows[name] for name in names if name and name in rows), None)
         if row is not None:
-            source.targets, matched = row, True
+            source.targets, matched = source.targets | row, True
     if not matched:
         raise ValueError(f"--targets {file}: its first column names no source, such as {_example(sources)}")
 
@@ -131,10 +142,11 @@ def median_spacing(sources: Sequence[Source]) -> Spacing:
             continue
         try:
             if source.series:
-                shape, affine = dicom.series_geometry(source.paths)
+                shape, affine = dicom.series_geometry(source.paths, source.selection)
+            elif source.header is not None:
+                shape, affine = source.header.shape, source.header.affine
             else:
-                header = readers.header(source.paths[0])
-                shape, affine = header.shape, header.affine
+                continue
             spacings.append(spacing_of(canonical_grid(affine, shape)[1]))
         except Refusal:
             continue  # the worker that reads it will say so

@@ -47,7 +47,7 @@ def quantise(values: np.ndarray, valid: np.ndarray | None, modality: str, *, kep
         bins = quantile_bins(histogram(full.stored, valid), (0.005, 0.995))
         if bins[1] - bins[0] >= MIN_LEVELS:
             return full
-    return _spanning(values, valid, *_narrowed(values if valid is None else values[valid]))
+    return _spanning(values, valid, *_narrowed(values.flatten() if valid is None else values[valid]))
 
 
 def _whole(values: np.ndarray) -> bool:
@@ -61,15 +61,17 @@ def _spanning(values: np.ndarray, valid: np.ndarray | None, low: float, high: fl
     return _encode(values, valid, scale, low - _INT16.min * scale)
 
 
-def _narrowed(values: np.ndarray) -> tuple[float, float]:
-    """The range (low, high) that saturates as few of the valid values as give 4,096 levels, and 0.01 % at most."""
-    flat = values.astype(np.float64).ravel()
+def _narrowed(flat: np.ndarray) -> tuple[float, float]:
+    """The range (low, high) that saturates as few of the valid values as give 4,096 levels, and 0.01 % at most.
+
+    `flat` (n,) is reordered: it may be as large as the volume.
+    """
     budget = int(MAX_SATURATED * flat.size)
     ends = (int(0.005 * (flat.size - 1)), int(0.995 * (flat.size - 1)))
     flat.partition(sorted({budget, flat.size - 1 - budget, *ends}))
-    wanted = (flat[ends[1]] - flat[ends[0]]) * LEVELS / MIN_LEVELS
-    bottom = np.sort(flat[: budget + 1])
-    top = np.sort(flat[flat.size - 1 - budget :])[::-1]
+    wanted = (float(flat[ends[1]]) - float(flat[ends[0]])) * LEVELS / MIN_LEVELS
+    bottom = np.sort(flat[: budget + 1]).astype(np.float64)
+    top = np.sort(flat[flat.size - 1 - budget :])[::-1].astype(np.float64)
 
     def narrowest(saturated: int) -> tuple[float, float]:
         ranges = top[: saturated + 1][::-1] - bottom[: saturated + 1]  # i cut below, saturated - i above
@@ -90,17 +92,30 @@ def _narrowed(values: np.ndarray) -> tuple[float, float]:
 def _encode(values: np.ndarray, valid: np.ndarray | None, scale: float, offset: float) -> Quantised:
     """Plane by plane, so that no float64 copy of the volume is made."""
     stored = np.empty(values.shape, np.int16)
-    worst = 0.0
-    saturated = 0
+    # Whole numbers beside float32 values lose nothing in float32, which takes half the time.
+    plain = scale == 1.0 and offset == 0.0 and values.dtype in (np.float32, np.int16, np.uint16)
+    level = np.empty(values.shape[1:], np.float32 if plain else np.float64)
+    exact, error = np.empty_like(level), np.empty_like(level)
+    worst, saturated, count = 0.0, 0, 0
     for k, plane in enumerate(values):
-        exact = plane.astype(np.float64)
-        level = np.rint((exact - offset) / scale)
-        outside = (level < _INT16.min) | (level > _INT16.max)
-        stored[k] = np.clip(level, _INT16.min, _INT16.max)
-        error = np.abs(scale * stored[k].astype(np.float64) + offset - exact)
+        np.copyto(exact, plane)
+        np.copyto(level, exact)
+        if not plain:
+            level -= offset
+            level /= scale
+        np.rint(level, out=level)
+        if level.min() < _INT16.min or level.max() > _INT16.max:
+            outside = (level < _INT16.min) | (level > _INT16.max)
+            saturated += int((outside if valid is None else outside & valid[k]).sum())
+            np.clip(level, _INT16.min, _INT16.max, out=level)
+        np.copyto(stored[k], level, casting="unsafe")
+        if not plain:
+            level *= scale
+            level += offset
+        np.subtract(level, exact, out=error)
+        np.abs(error, out=error)
         if valid is not None:
-            outside, error = outside & valid[k], error[valid[k]]
-        saturated += int(outside.sum())
+            error *= valid[k]
         worst = max(worst, float(error.max(initial=0.0)))
-    count = values.size if valid is None else int(valid.sum())
+        count += plane.size if valid is None else int(np.count_nonzero(valid[k]))
     return Quantised(stored, float(scale), float(offset), worst, saturated / max(count, 1))

@@ -1,21 +1,30 @@
-"""Find what volumes there are to convert: research layouts, DICOM series, plain files and trees of them."""
+"""Find what there is to convert in whatever the user points at: folders, files, patterns, archives, lists.
+
+Folders are listed, and no file is opened but those of unknown extension (are they DICOM?) and descriptions of data
+sets. Headers are read at the end, for all that was found at once. What is found, and what it is called, does not depend
+on the order in which the sources are given.
+"""
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import glob
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from preprocessing import datasets, readers
-from preprocessing.modality import from_name
-from preprocessing.readers import dicom, split_extension
+from preprocessing import archives, drafts, layouts, lists, series
+from preprocessing.archives import Scratch
+from preprocessing.drafts import Draft, Names
+from preprocessing.layouts import Found, Layout, plain
+from preprocessing.lists import Listed
+from preprocessing.readers import dicom_header, header_file, split_extension
 from preprocessing.refusal import Refusal
-from preprocessing.subjects import Patients, digits
-from ssl3d.data.subjects import hash_subject
+from preprocessing.source import Root, Source
+from preprocessing.summary import summaries
+from preprocessing.tree import Folder
+from ssl3d.terminal import printable
 
-FORMATS = "NIfTI, DICOM, NRRD, MetaImage and MGH files are read"
+FORMATS = "NIfTI, DICOM, NRRD, MetaImage, MINC and MGH files are read"
 # Neither images nor worth a look inside; every other unknown file is opened to see whether it is DICOM.
 _NO_IMAGES = frozenset(
     f".{extension}"
@@ -27,261 +36,294 @@ _NO_IMAGES = frozenset(
 )
 
 
-@dataclass
-class Source:
-    """One thing to convert: a file, the channels of a case, or a DICOM series; one volume, or one a time frame.
+@dataclass(frozen=True)
+class _Part:
+    """A file of the data set in `folder` that was named itself, as `typed`."""
 
-    `name`: for refused.csv, relative, without identifiers; `shown`: as the user typed it; `public`: the `source`
-    attribute of the volumes. `channels`: the files (or the frames of the one file) are channels of one volume.
-    `raw_subject`: what targets and split files may call the subject; it is not written to the store.
-    `problem`: why it cannot be converted, known already.
-    """
-
-    id: str
-    name: str
-    shown: str
-    public: str
-    paths: list[Path]
-    subject: str
-    session: str
-    folder: str
-    raw_subject: str = ""
-    series: bool = False
-    channels: bool = False
-    frames: int = 1
-    modality: list[str | None] | None = None
-    label: Path | None = None
-    classes: dict[int, str] = field(default_factory=dict)
-    ignore: int | None = None
-    targets: dict[str, float] = field(default_factory=dict)
-    named: bool = False
-    problem: Refusal | None = None
-
-    def volume_ids(self) -> list[str]:
-        """Ids of the volumes it becomes."""
-        if self.frames == 1:
-            return [self.id]
-        return [f"{self.id}_t{frame:04d}" for frame in range(self.frames)]
+    file: Path
+    root: Root
+    typed: str
+    layout: Layout
+    folder: Path
 
 
 @dataclass
 class Discovery:
-    """Where to look, and what is needed to name what is found. `skip`: folders that hold no images to convert."""
+    """Collects what all sources hold; `finish` makes sources of it.
 
-    key: bytes
-    skip: set[Path]
-    patients: Patients = field(default_factory=Patients)
+    `skip`: folders that hold no images to convert. `guess_labels`: masks in plain trees become labels of scans.
+    """
 
-    def of(self, argument: str | Path) -> list[Source]:
-        """What one source named by the user holds, in a stable order.
+    names: Names
+    skip: frozenset[Path]
+    scratch: Scratch
+    say: Callable[[str], None]
+    guess_labels: bool = True
+    _drafts: list[Draft] = field(default_factory=list)
+    _pictures: dict[Path, Root] = field(default_factory=dict)  # files that are or may be DICOM
+    _rows: dict[Path, Listed] = field(default_factory=dict)  # the row of a list that named a DICOM file
+    _refused: list[Source] = field(default_factory=list)
+    _loose: list[tuple[Root, Path]] = field(default_factory=list)  # volume files outside any data set
+    _parts: list[_Part] = field(default_factory=list)
+    _datasets: dict[Path, Found] = field(default_factory=dict)
+    _folders: dict[Path, Folder] = field(default_factory=dict)
 
-        Raises FileNotFoundError when it is not there, ValueError when a folder holds no volume.
+    def add(self, argument: str | Path) -> None:
+        """Take in one source as the user typed it.
+
+        Raises FileNotFoundError when it is not there, ValueError when it holds no volume.
         """
+        typed = str(argument)
         path = Path(argument)
-        if not path.exists():
-            raise FileNotFoundError(f"source {argument} does not exist")
-        if path.is_file():
-            return [replace(source, named=True, shown=str(argument)) for source in self._file(path)]
-        found = self._folder(path, str(argument))
+        before = self._count()
+        if path.exists():
+            self._add_path(path, typed, named=True)
+        elif glob.has_magic(typed):
+            self._add_pattern(typed)
+        else:
+            raise FileNotFoundError(f"source {typed} does not exist")
+        if self._count() == before:
+            raise ValueError(f"source {typed} holds no volume: {FORMATS}")
+
+    def _count(self) -> int:
+        return sum(map(len, (self._drafts, self._pictures, self._refused, self._loose, self._parts)))
+
+    def _folder(self, path: Path) -> Folder:
+        """A folder's listing, made once."""
+        return self._folders.setdefault(path, Folder(path, self.skip))
+
+    def _add_path(self, path: Path, typed: str, named: bool, row: Listed | None = None) -> None:
+        """A folder, an archive, a list, or a file."""
+        if path.is_dir():
+            self._add_folder(path, Root(path, typed))
+        elif archives.is_archive(path.name):
+            self._add_archive(path, Root(path.parent, typed.rpartition("/")[0], named), typed, depth=0)
+        elif lists.is_list(path) and row is None:
+            self._add_list(path, typed)
+        else:
+            self._add_file(path, typed, named)
+
+    def _add_pattern(self, typed: str) -> None:
+        """All that fits a pattern; what lies in a folder that fits comes with the folder. Raises FileNotFoundError."""
+        found = [Path(match) for match in sorted(glob.glob(typed, recursive=True))]  # noqa: PTH207 - needs a root
         if not found:
-            raise ValueError(f"source {argument} holds no volume: {FORMATS}")
-        return found
+            raise FileNotFoundError(f"no file fits the pattern {typed}")
+        folders = {path for path in found if path.is_dir()}
+        for path in found:
+            if not folders.isdisjoint(path.parents):
+                continue
+            if path in folders or archives.is_archive(path.name) or self._may_be_image(path):
+                self._add_path(path, str(path), named=False)
 
-    def _file(self, path: Path) -> list[Source]:
-        if split_extension(path.name)[1]:
-            return [self._plain(path, path.parent, str(path))]
-        sources = self._series([path], path.parent, str(path.parent)) if _may_be_dicom(path, force=True) else []
-        if not sources:
+    def _may_be_image(self, path: Path) -> bool:
+        return bool(split_extension(path.name)[1]) or _may_be_dicom(path)
+
+    def _add_file(self, path: Path, typed: str, named: bool) -> None:
+        """A single file: a part of a data set, a volume, a DICOM file, or nothing that is read."""
+        root = Root(path.parent, typed.rpartition("/")[0], named)
+        above = layouts.above(path, self._folder)
+        if above is not None:
+            self._parts.append(_Part(path, root, typed, *above))
+        elif split_extension(path.name)[1]:
+            self._loose.append((root, header_file(path)))
+        elif _may_be_dicom(path, force=True):
+            self._pictures.setdefault(path, root)
+        else:
             refusal = Refusal("unreadable", f"{path.name} is in no format that is read: {FORMATS}")
-            return [self._refused(path, path.parent, str(path), refusal)]
-        return sources
+            self._refuse(path, root, refusal, typed)
 
-    def _folder(self, root: Path, typed: str) -> list[Source]:
-        if datasets.is_dataset(root):
-            return self._dataset(root, root, typed, datasets.IMAGE_FOLDERS)
-        if root.name in datasets.IMAGE_FOLDERS and datasets.is_dataset(root.parent):
-            return self._dataset(root.parent, root, typed, (root.name,))
-        found: list[Source] = []
-        pictures: list[Path] = []
-        for folder, files in self._walk(root):
-            if folder != root and datasets.is_dataset(folder):
-                found += self._dataset(folder, root, typed, datasets.IMAGE_FOLDERS)
-                continue
-            for file in files:
-                if split_extension(file.name)[1]:
-                    found.append(self._plain(file, root, typed))
-                elif _may_be_dicom(file):
-                    pictures.append(file)
-        return found + self._series(pictures, root, typed)
+    def _add_folder(self, path: Path, root: Root) -> None:
+        above = layouts.above(path, self._folder)
+        if above is None or not self._add_part(*above, path, root):
+            self._visit(self._folder(path), root, depth=0)
 
-    def _walk(self, root: Path) -> Iterator[tuple[Path, list[Path]]]:
-        """(folder, files) in sorted order, without hidden names, stores, skipped folders and what lies in data sets."""
-        for name, folders, files in os.walk(root):
-            folder = Path(name)
-            folders[:] = sorted(f for f in folders if not f.startswith(".") and (folder / f).resolve() not in self.skip)
-            if "zarr.json" in files:
-                folders.clear()
-                continue
-            if folder != root and datasets.is_dataset(folder):
-                folders.clear()
-            yield folder, [folder / f for f in sorted(files) if not f.startswith(".")]
+    def _visit(self, folder: Folder, root: Root, depth: int) -> None:
+        """A folder and all below: a data set, or files and further folders. `depth`: archives around it."""
+        before = self._count()
+        layout = layouts.recognise(folder)
+        if layout is not None:
+            self._add_dataset(layout, folder, root, depth)
+            return
+        self._loose += [(root, folder.path / name) for name in folder.volumes]
+        for name in folder.files:
+            path = folder.path / name
+            if archives.is_archive(name):
+                self._add_archive(path, root, root.shown(path), depth)
+            elif not split_extension(name)[1] and _may_be_dicom(path):
+                self._pictures.setdefault(path, root)
+        for child in folder.folders.values():
+            self._visit(child, root, depth)
+        if folder.unlisted:
+            refusal = Refusal("unreadable", f"the folder cannot be listed: {folder.unlisted}")
+            self._refuse(folder.path, root, refusal, root.shown(folder.path))
+        elif split_extension(folder.path.name)[1] and folder.path != root.path and self._count() == before:
+            self._refuse(folder.path, root, Refusal("not_a_file"), root.shown(folder.path))
 
-    def _plain(self, path: Path, root: Path, typed: str) -> Source:
-        """A volume file outside any layout; several frames are volumes of one session."""
-        stem = split_extension(path.name)[0]
-        source = Source(
-            id=clean_id(stem),
-            name=_relative(path, root),
-            shown=_as_typed(path, root, typed),
-            public=path.name,
-            paths=[path],
-            subject=self.patients.of(path, stem) or hash_subject(stem, self.key),
-            session=clean_id(stem),
-            folder=path.parent.name,
-            raw_subject=stem,
-        )
+    def _read(self, layout: Layout, folder: Folder) -> Found:
+        if folder.path not in self._datasets:
+            self._datasets[folder.path] = found = layout.read(folder)
+            for note in found.notes:
+                self.say(f"warning: {note}")
+        return self._datasets[folder.path]
+
+    def _add_part(self, layout: Layout, path: Path, part: Path, root: Root) -> bool:
+        """The cases of a data set at `path` that lie in a folder of it that was named; False when none does."""
+        found = self._read(layout, self._folder(path))
+        cases = [case for case in found.cases if case.present and all(part in p.parents for p in case.present)]
+        refused = [(path, refusal) for path, refusal in found.refused if part in path.parents]
+        name = _dataset_name(path)
+        self._drafts += [Draft(case, root, layout.NAME, name) for case in cases]
+        for file, refusal in refused:
+            self._refuse(file, root, refusal, root.shown(file))
+        return bool(cases or refused)
+
+    def _add_dataset(self, layout: Layout, folder: Folder, root: Root, depth: int) -> None:
+        """All of a data set, a word about what is left out of it, and what lies in it but is no part of it."""
+        found = self._read(layout, folder)
+        name = _dataset_name(folder.path)
+        self._drafts += [Draft(case, root, layout.NAME, name) for case in found.cases]
+        for path, refusal in found.refused:
+            self._refuse(path, root, refusal, root.shown(path))
+        for path in found.left:
+            self.say(f"left out {root.shown(path)} ({layout.NAME}): name the folder itself to convert it")
+        used = {file for case in found.cases for file in case.files()} | {path for path, _ in found.refused}
+        inside = {parent for file in used for parent in file.parents}
+        for place in folder.walk(into=lambda child: child.path in inside):
+            for name in place.volumes:
+                if place.path / name not in used:
+                    detail = f"{name} is neither an image nor a label of the {layout.NAME} data set it lies in"
+                    path = place.path / name
+                    self._refuse(path, root, Refusal("not_in_layout", detail), root.shown(path))
+            for child in place.folders.values():
+                if child.path not in inside and child.path not in found.left:
+                    self._visit(child, root, depth)
+
+    def _settle_parts(self) -> None:
+        """Files of data sets that were named one by one: whole cases count as such, the rest as plain files."""
+        datasets: dict[Path, list[_Part]] = {}
+        for part in self._parts:
+            datasets.setdefault(part.folder, []).append(part)
+        for path, parts in datasets.items():
+            layout, name = parts[0].layout, _dataset_name(path)
+            found = self._read(layout, self._folder(path))
+            named = {part.file: part for part in parts}
+            taken: set[Path] = set()
+            for case in found.cases:
+                if case.present and named.keys() >= set(case.present):
+                    first = named[case.present[0]]
+                    self._drafts.append(Draft(case, first.root, layout.NAME, name, typed=first.typed))
+                    taken.update(case.files())
+            for file, refusal in found.refused:
+                if file in named:
+                    self._refuse(file, named[file].root, refusal, named[file].typed)
+                    taken.add(file)
+            self._loose += [(part.root, part.file) for part in parts if part.file not in taken]
+        self._parts.clear()
+
+    def _add_archive(self, path: Path, root: Root, typed: str, depth: int) -> None:
+        if depth >= archives.MAX_DEPTH:
+            refusal = Refusal("archive_bomb", "it lies in an archive inside an archive: unpack it yourself")
+            self._refuse(path, root, refusal, typed)
+            return
+        self.say(f"unpacking {typed}")
         try:
-            source.frames = readers.header(path).frames
+            place = self.scratch.unpack(path)
         except Refusal as refusal:
-            source.problem = refusal
-        return source
+            self._refuse(path, root, refusal, typed)
+            return
+        folder = Folder(place, self.skip)
+        while not folder.files and len(folder.folders) == 1:  # an archive of a folder is that folder
+            folder = next(iter(folder.folders.values()))
+            typed = f"{typed}/{folder.name}"
+        self._visit(folder, Root(folder.path, typed), depth + 1)
 
-    def _refused(self, path: Path, root: Path, typed: str, refusal: Refusal) -> Source:
-        name = _relative(path, root)
-        return Source("", name, _as_typed(path, root, typed), path.name, [path], "", "", "", problem=refusal)
+    def _add_list(self, path: Path, typed: str) -> None:
+        """The scans of a list. Raises ValueError when it cannot be used at all."""
+        found = lists.read_list(path, typed)
+        for note in found.notes:
+            self.say(f"warning: {note}")
+        for row in found.rows:
+            if row.problem is None:
+                self._add_row(row)
+            else:
+                self._refuse_row(row, row.problem)
 
-    def _dataset(self, folder: Path, root: Path, typed: str, folders: tuple[str, ...]) -> list[Source]:
-        """The cases of a data set; the files of a case, or the frames of its 4D file, are channels."""
-        dataset = datasets.read_dataset(folder, folders)
-        modality: list[str | None] = [from_name(name) for name in dataset.channels]
-        found = []
-        for case in dataset.cases:
-            present = [p for p in case.images if p is not None]
-            channels = len(dataset.channels) > 1 or len(case.images) > 1
-            source = replace(
-                self._plain(present[0], root, typed),
-                id=clean_id(case.name),
-                session=clean_id(case.name),
-                subject=self.patients.of(present[0], case.name) or case.name,
-                raw_subject=case.name,
-                folder=folder.resolve().name,
-                paths=present,
-                channels=channels,
-                label=case.label,
-                classes=dict(dataset.classes),
-                ignore=dataset.ignore,
-                modality=modality or None,
-            )
-            if channels:
-                source.problem = source.problem or _channel_problem(case, source.frames, max(len(modality), 1))
-                source.frames = 1
-            found.append(source)
-        for path in dataset.absent:
-            refusal = Refusal("missing_file", f"dataset.json lists {path.name}, which is not there")
-            found.append(self._refused(path, root, _typed_root(folder, root, typed), refusal))
-        return found
+    def _add_row(self, row: Listed) -> None:
+        """What a row names, each source of it with what the row says."""
+        inner = Discovery(
+            self.names, self.skip, self.scratch, self.say, _datasets=self._datasets, _folders=self._folders
+        )
+        inner._add_path(row.path, str(row.path), named=False, row=row)
+        inner._settle_parts()
+        inner._settle_loose()
+        if inner._count() == 0:
+            self._refuse_row(row, Refusal("unreadable", f"it holds no volume: {FORMATS}"))
+        if row.label is not None and len(inner._drafts) > 1:
+            detail = f"{row.where} gives one label to {len(inner._drafts)} scans"
+            self._refuse_row(row, Refusal("bad_row", detail))
+            return
+        for draft in inner._drafts:
+            draft.row = row
+        self._drafts += inner._drafts
+        for source in inner._refused:
+            source.shown, source.name = row.shown, row.name
+        self._refused += inner._refused
+        for path, root in inner._pictures.items():
+            self._pictures.setdefault(path, root)
+            self._rows.setdefault(path, row)
 
-    def _series(self, files: Sequence[Path], root: Path, typed: str) -> list[Source]:
-        """DICOM files grouped by the series they state; one that is read twice (same instance) counts once."""
-        groups: dict[str, dict[str, tuple[Path, dicom.Identity]]] = {}
-        found = []
-        for file in files:
-            try:
-                identity = dicom.identify(file)
-            except Refusal as refusal:
-                found.append(self._refused(file, root, typed, refusal))
-                continue
-            if identity is not None:
-                groups.setdefault(identity.series, {}).setdefault(identity.instance, (file, identity))
-        shared = [next(iter(group.values()))[0].parent for group in groups.values()]
-        for group in groups.values():
-            members = sorted(group.values(), key=lambda item: item[0])
-            first, identity = members[0]
-            raw = identity.patient or identity.study
-            subject = self.patients.of(first, first.parent.name) or hash_subject(raw, self.key)
-            series = digits(identity.series, self.key)
-            place = first if shared.count(first.parent) > 1 else first.parent
-            scrub = [identity.patient, *re.split(r"[\^\s,=]+", identity.name)]
-            found.append(
-                Source(
-                    id=clean_id(f"{subject}_{identity.modality}_{series[:8]}"),
-                    name=_scrubbed(_relative(place, root), scrub, subject),
-                    shown=_as_typed(place, root, typed),
-                    public=f"dicom-{series}",
-                    paths=[path for path, _ in members],
-                    subject=subject,
-                    session=f"ses-{digits(identity.study, self.key)[:12]}",
-                    folder="",
-                    raw_subject=identity.patient,
-                    series=True,
-                )
-            )
-        return found
+    def _settle_loose(self) -> None:
+        """Volume files outside any data set become drafts: whose they are, and which are masks of others."""
+        roots: dict[Root, list[Path]] = {}
+        for root, file in self._loose:
+            roots.setdefault(root, []).append(file)
+        for root, files in roots.items():
+            places = plain.places(sorted(set(files)), root.path)
+            for case in plain.cases(list(places), self.guess_labels):
+                file = case.present[0]
+                typed = root.shown(file)
+                self._drafts.append(Draft(case, root, plain.NAME, place=places[file], typed=typed))
+        self._loose.clear()
+
+    def finish(self) -> list[Source]:
+        """All sources, each once, sorted: by id, then by whose they are. Says what was found where."""
+        self._settle_parts()
+        self._settle_loose()
+        found = drafts.build(drafts.distinct(self._drafts), self.names)
+        pictures = dict(sorted(self._pictures.items()))
+        images = series.group(pictures, self.names.key, self.names.patients)
+        for source in images:
+            row = next((self._rows[path] for path in source.paths if path in self._rows), None)
+            if row is not None:
+                drafts.apply_row(source, row)
+        for line in summaries(found, [(pictures[source.paths[0]], source) for source in images]):
+            self.say(line)
+        every = [*(source for _, source in found), *images, *self._refused]
+        for source in every:
+            source.name, source.shown, source.public = map(printable, (source.name, source.shown, source.public))
+        return sorted(every, key=lambda s: (s.id.lower(), s.id, s.subject, s.session, s.name, s.shown))
+
+    def _refuse_row(self, row: Listed, refusal: Refusal) -> None:
+        self._refused.append(Source("", row.name, row.shown, row.path.name, [row.path], "", "", "", problem=refusal))
+
+    def _refuse(self, path: Path, root: Root, refusal: Refusal, shown: str) -> None:
+        source = Source("", root.name(path), shown, path.name, [path], "", "", "", named=root.named, problem=refusal)
+        self._refused.append(source)
 
 
-def _channel_problem(case: datasets.Case, frames: int, expected: int) -> Refusal | None:
-    """Why the channels of a case are incomplete, if they are."""
-    missing = [number for number, path in enumerate(case.images) if path is None]
-    if missing:
-        return Refusal("missing_channel", f"channel {missing[0]} of {case.name} (_{missing[0]:04d}) is missing")
-    have = frames if len(case.images) == 1 else len(case.images)
-    if have != expected:
-        return Refusal("channel_mismatch", f"{case.name} has {have} channels, dataset.json names {expected}")
-    return None
+def _dataset_name(folder: Path) -> str:
+    """A data set's own name: that of its folder, or of the archive that holds it."""
+    return archives.bare_name(folder.resolve().name)
 
 
 def _may_be_dicom(path: Path, force: bool = False) -> bool:
     """By extension, else (for names that say nothing) by the magic word inside."""
     suffix = path.suffix.lower()
-    if suffix in dicom.EXTENSIONS:
+    if suffix in dicom_header.EXTENSIONS:
         return True
-    return (force or suffix not in _NO_IMAGES) and dicom.is_dicom(path)
-
-
-def clean_id(text: str) -> str:
-    """`text` as a volume id: letters, digits, '.', '_' and '-', starting with a letter or digit."""
-    cleaned = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")
-    return cleaned or "volume"
-
-
-def _relative(path: Path, root: Path) -> str:
-    """Path below the given source, that source's own folder name first; never absolute."""
-    return (Path(root.resolve().name) / path.relative_to(root)).as_posix() if path != root else root.resolve().name
-
-
-def _as_typed(path: Path, root: Path, typed: str) -> str:
-    return str(Path(typed) / path.relative_to(root)) if path != root and path.is_relative_to(root) else typed
-
-
-def _typed_root(folder: Path, root: Path, typed: str) -> str:
-    return _as_typed(folder, root, typed) if folder != root else typed
-
-
-def _scrubbed(name: str, identifiers: Sequence[str], subject: str) -> str:
-    """`name` whose parts that hold an identifier of the patient are replaced by the pseudonym."""
-    known = [word.lower() for word in identifiers if len(word) >= 3]
-    parts = [subject if any(word in part.lower() for word in known) else part for part in name.split("/")]
-    return "/".join(parts)
-
-
-def assign_unique_ids(sources: Sequence[Source], taken: Mapping[str, str], digests: Sequence[str]) -> None:
-    """Make ids unique in place: a folder's name goes before those that collide, then a number behind.
-
-    `taken` {id: content digest} of what the store holds; the same content under the same id is the same volume.
-    """
-    counts: dict[str, int] = {}
-    for source in sources:
-        counts[source.id.lower()] = counts.get(source.id.lower(), 0) + 1
-    used: set[str] = set()
-    reserved = {name.lower(): digest for name, digest in taken.items()}
-    for source, digest in zip(sources, digests):
-        base = source.id
-        if counts[base.lower()] > 1 and source.folder:
-            base = clean_id(f"{source.folder}_{base}")
-        number = 1
-        candidate = base
-        while candidate.lower() in used or reserved.get(candidate.lower(), digest) != digest:
-            number += 1
-            candidate = f"{base}-{number}"
-        source.id = candidate
-        used.add(candidate.lower())
+    if (suffix in _NO_IMAGES and not force) or not path.is_file():  # to open a pipe may never end
+        return False
+    try:
+        return dicom_header.is_dicom(path)
+    except OSError:
+        return False

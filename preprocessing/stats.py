@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from ssl3d.data.format import CT_WINDOW, ChannelStats
 
 _BINS = 1 << 16
-_SLAB = 16  # planes counted at once
+_SLAB_VOXELS = 1 << 19  # counted at once: they stay in the cache
 
 
 def histogram(stored: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
     """(65536,) voxels of each int16 value, -32768 first, of (Z, Y, X) under a bool mask (None: everywhere)."""
     counts = np.zeros(_BINS, np.int64)
-    for k in range(0, len(stored), _SLAB):
-        slab = stored[k : k + _SLAB]
-        chosen = slab.ravel() if mask is None else slab[mask[k : k + _SLAB]]
-        counts += np.bincount(chosen.astype(np.int32) + _BINS // 2, minlength=_BINS)
+    for slab in _slabs(stored):
+        counts += _count(stored[slab] if mask is None else stored[slab][mask[slab]])
     return counts
+
+
+def _histograms(stored: np.ndarray, valid: np.ndarray | None, foreground: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(of the valid voxels in the foreground, of all valid voxels); each voxel is counted once."""
+    inside, outside = np.zeros(_BINS, np.int64), np.zeros(_BINS, np.int64)
+    for slab in _slabs(stored):
+        mask = foreground[slab] if valid is None else foreground[slab] & valid[slab]
+        inside += _count(stored[slab][mask])
+        mask = ~foreground[slab] if valid is None else ~foreground[slab] & valid[slab]
+        outside += _count(stored[slab][mask])
+    return inside, inside + outside
+
+
+def _slabs(stored: np.ndarray) -> Iterator[slice]:
+    planes = max(1, _SLAB_VOXELS // (stored.shape[1] * stored.shape[2]))
+    return (slice(k, k + planes) for k in range(0, len(stored), planes))
+
+
+def _count(values: np.ndarray) -> np.ndarray:
+    places = values.ravel().astype(np.intp)
+    places += _BINS // 2
+    return np.bincount(places, minlength=_BINS)
 
 
 def quantile_bins(counts: np.ndarray, shares: Sequence[float]) -> list[int]:
@@ -47,10 +67,9 @@ def channel_stats(
 
     Both are clipped to the same [low, high]: the CT window, or the 0.5 and 99.5 percentiles of the valid voxels.
     """
-    everywhere = histogram(stored, valid)
+    inside, everywhere = _histograms(stored, valid, foreground)
     if not everywhere.any():
         everywhere = histogram(stored, None)
-    inside = histogram(stored, foreground if valid is None else foreground & valid)
     if not inside.any():
         inside = everywhere
     low, high = CT_WINDOW

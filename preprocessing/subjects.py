@@ -6,6 +6,7 @@ The key (see ssl3d.data.subjects) lies outside the store. Without it nobody gets
 from __future__ import annotations
 
 import json
+import secrets
 from pathlib import Path
 
 from preprocessing.readers import split_extension
@@ -14,16 +15,19 @@ from ssl3d.data.subjects import PREFIX, default_key_path, hash_subject, make_key
 PATIENTS_FILE = "patients.json"
 
 
-def load_key(path: str | Path | None, store: Path) -> bytes:
+def load_key(path: str | Path | None, store: Path | None, keep: bool = True) -> bytes:
     """The key in `path` (None: the default file); one that is not there is made, readable by its owner only.
 
+    `store`: where the store lies, None when that is no folder. `keep`: False makes a passing key instead of a file.
     Raises ValueError when it lies inside the store or is too short.
     """
     file = default_key_path() if path is None else Path(path)
-    if file.resolve().is_relative_to(store.resolve()):
+    if store is not None and file.resolve().is_relative_to(store.resolve()):
         raise ValueError(
             f"subject key {file} lies inside the store: keep it elsewhere, else pseudonyms can be reversed"
         )
+    if not keep and not file.is_file():
+        return secrets.token_bytes(32)
     return make_key(file)
 
 

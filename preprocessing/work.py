@@ -1,39 +1,29 @@
-"""What a worker does with one source: read, build, write each of its volumes, or say why not."""
+"""What is done with one source: read, build, write each of its volumes, or say why not."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
-from preprocessing import readers
+from preprocessing import isolation, readers
+from preprocessing.codes import merge_masks
 from preprocessing.geometry import Scan
+from preprocessing.job import Outcome, Settings
+from preprocessing.lock import confirm
+from preprocessing.plausible import check_values
 from preprocessing.refusal import Refusal
-from preprocessing.sources import Source
-from preprocessing.volume import Spacing, build
+from preprocessing.source import Source
+from preprocessing.volume import build
 from ssl3d.data.write import is_committed, write_volume
 
-
-@dataclass(frozen=True)
-class Settings:
-    """Where to write, the spacing ("keep", "iso1" or (z, y, x) mm), the modality asked for."""
-
-    root: str
-    spacing: Spacing
-    modality: str
+LABEL_REFUSED = "label_refused"  # flag: a DICOM SEG belongs to the scan and could not be used
 
 
-@dataclass
-class Outcome:
-    """One volume, or one source that became none: `refusal` is None when the volume is in the store."""
-
-    volume_id: str
-    refusal: Refusal | None = None
-
-
-def scans_of(source: Source, frames: Sequence[int]) -> Iterator[Scan]:
+def scans_of(source: Source, frames: Sequence[int], settings: Settings) -> Iterator[Scan]:
     """The scans of a source in turn: its series, its stacked channels, or the given frames of its file."""
     if source.series:
-        yield readers.read_series(source.paths)
+        yield readers.read_series(source.paths, source.selection, settings.allow_gaps)
     elif source.channels:
         yield readers.stack_channels([scan for path in source.paths for scan in readers.read(path)])
     else:
@@ -41,8 +31,13 @@ def scans_of(source: Source, frames: Sequence[int]) -> Iterator[Scan]:
 
 
 def _label_of(source: Source) -> Scan | None:
-    """The label's file as read. Raises Refusal `label_unreadable` or `label_shape_mismatch`."""
-    if source.label is None:
+    """The label's file as read, or its masks merged; None for a DICOM SEG.
+
+    Raises Refusal `label_unreadable` or `label_shape_mismatch`.
+    """
+    if source.masks:
+        return merge_masks(source)
+    if source.label is None or _is_segmentation(source.label):
         return None
     try:
         scans = list(readers.read(source.label))
@@ -53,10 +48,26 @@ def _label_of(source: Source) -> Scan | None:
     return scans[0]
 
 
-def convert_source(source: Source, settings: Settings) -> list[Outcome]:
-    """Convert what is not in the store yet of a source; one outcome a volume.
+def _is_segmentation(label: Path) -> bool:
+    """Whether a label is a DICOM SEG, which is read onto the grid of its scan."""
+    return not readers.split_extension(label.name)[1]
 
-    A scan that cannot be converted is an outcome; a store that cannot be written (OSError) ends the run.
+
+def _segmentation_of(source: Source, scan: Scan) -> tuple[Scan | None, Refusal | None]:
+    """(label of the scan or None, why there is none). A SEG was found, not asked for: without it the scan is kept."""
+    if source.label is None or not _is_segmentation(source.label):
+        return None, None
+    try:
+        return readers.read_segmentation(source.label, scan), None
+    except Refusal as refusal:
+        scan.flags.append(LABEL_REFUSED)
+        return None, Refusal(refusal.reason, f"the scan is stored without its DICOM SEG: {refusal.detail}")
+
+
+def convert_here(source: Source, settings: Settings) -> list[Outcome]:
+    """Convert what is not in the store yet of a source, in this very process; one outcome a volume.
+
+    Raises MemoryError when memory runs out.
     """
     ids = source.volume_ids()
     missing = [k for k, volume_id in enumerate(ids) if not is_committed(settings.root, volume_id)]
@@ -64,8 +75,11 @@ def convert_source(source: Source, settings: Settings) -> list[Outcome]:
     done = 0
     try:
         label = _label_of(source) if missing else None
-        for frame, scan in zip(missing, scans_of(source, missing)):
-            outcomes.append(_convert_scan(ids[frame], source, scan, label, settings))
+        for frame, scan in zip(missing, scans_of(source, missing, settings)):
+            segmentation, refusal = _segmentation_of(source, scan)
+            outcomes.append(_convert_scan(ids[frame], source, scan, segmentation if label is None else label, settings))
+            if refusal is not None and outcomes[-1].refusal is None:
+                outcomes.append(Outcome(ids[frame], refusal))
             done += 1
     except Refusal as refusal:
         outcomes += [Outcome(ids[frame], refusal) for frame in missing[done:]]
@@ -75,12 +89,13 @@ def convert_source(source: Source, settings: Settings) -> list[Outcome]:
 def _convert_scan(volume_id: str, source: Source, scan: Scan, label: Scan | None, settings: Settings) -> Outcome:
     """Build and write one volume."""
     try:
+        check_values(scan)
         volume = build(volume_id, source, scan, label, settings.spacing, settings.modality)
     except Refusal as refusal:
         return Outcome(volume_id, refusal)
-    except MemoryError:
-        return Outcome(volume_id, Refusal("too_large"))
-    except (ValueError, ArithmeticError, IndexError, TypeError, KeyError, RuntimeError) as error:
+    except Exception as error:  # one scan that breaks our own code must not end the run
+        if isolation.is_out_of_memory(error):
+            raise MemoryError(str(error)) from error
         text = " ".join(str(error).split())[:160]
         return Outcome(volume_id, Refusal("failed", f"the conversion failed on it ({type(error).__name__}: {text})"))
     write_volume(
@@ -92,5 +107,6 @@ def _convert_scan(volume_id: str, source: Source, scan: Scan, label: Scan | None
         label_info=volume.label_info,
         valid=volume.valid,
         label_original=volume.label_original,
+        confirm=partial(confirm, settings.root, settings.token) if settings.token else None,
     )
     return Outcome(volume_id)

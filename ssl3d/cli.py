@@ -35,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = _parse([a for a in arguments if a != "--debug"])
         return options.function(options) or 0
-    except KeyboardInterrupt:
-        return _fail("stopped by Ctrl-C; the same command goes on where it can", 1, debug)
+    except KeyboardInterrupt as stop:
+        return _fail(str(stop) or "stopped by Ctrl-C; the same command goes on where it can", 1, debug)
     except Exception as error:  # noqa: BLE001 - the one place where errors become sentences and exit codes
         return _explain(error, debug)
 
@@ -82,14 +82,23 @@ def _convert(o: argparse.Namespace) -> int:
         subject_key=o.subject_key,
         workers=o.workers,
         scheduler=o.scheduler,
+        allow_gaps=o.allow_gaps,
+        timeout=o.timeout,
+        memory=o.memory,
         dry_run=o.dry_run,
     )
     return report.exit_code
 
 
 def _inspect(o: argparse.Namespace) -> int:
-    sys.stdout.write(_ours("preprocessing").inspect(o.store, html=o.html).rstrip() + "\n")
-    return 0
+    if not o.verify:
+        sys.stdout.write(_ours("preprocessing").inspect(o.store, html=o.html).rstrip() + "\n")
+        return 0
+    if o.html:
+        raise UsageError("--verify and --html are two things: ask for one after the other")
+    report = _ours("preprocessing").verify(o.store)
+    sys.stdout.write(report.text + "\n")
+    return report.exit_code
 
 
 def _train(o: argparse.Namespace) -> int:
@@ -183,6 +192,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         child = children.add_parser(
             name,
             help=about,
+            usage="ssl3d convert [options] SOURCE... STORE" if name == "convert" else None,
             description=about[0].upper() + about[1:] + ".",
             epilog=f"example: {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -201,6 +211,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
+_CONVERT = """ssl3d convert /data/scans /data/my.zarr
+         ssl3d convert Task04_Hippocampus export.zip list.csv /data/my.zarr --dry-run
+         ssl3d convert /data/scans /data/my.zarr --scheduler tcp://node1:8786   (dask worker on every node)
+         AWS_ENDPOINT_URL=https://s3.my.org ssl3d convert /data/scans s3://bucket/my.zarr"""
 Add = Callable[..., argparse.Action]
 
 
@@ -208,19 +222,23 @@ def _verbs() -> dict[str, tuple[Callable[[argparse.Namespace], int], str, str, C
     """{verb: (function, what it does, example, its arguments)}."""
 
     def convert(add: Add) -> None:
-        add("paths", nargs="+", metavar="SOURCE... STORE", help="files or folders to read; the store to write")
+        add("paths", nargs="+", metavar="SOURCE... STORE", help="what to read; the store to write, a folder or a URL")
         add("--spacing", default="iso1", help="iso1 (1 mm) | median | keep | z,y,x in mm (default iso1)")
         add("--modality", default="auto", choices=("auto", "ct", "mr", "pet", "other"))
         add("--labels", metavar="DIR", help="label files of the same names as the images")
         add("--targets", metavar="CSV", help="volume targets: a subject or file column, further columns numbers")
         add("--subject-key", metavar="FILE", help="key that subjects of clinical data are hashed with")
-        add("--workers", type=int, metavar="N", help="processes (default: all cores)")
-        add("--scheduler", metavar="URL", help="a dask scheduler, tcp://host:port")
+        add("--workers", type=int, metavar="N", help="processes (default: all cores, as far as the memory goes)")
+        add("--scheduler", metavar="URL", help="a dask scheduler, tcp://host:port, whose workers see the same files")
+        add("--allow-gaps", action="store_true", help="interpolate missing slices instead of refusing the series")
+        add("--timeout", type=float, default=600.0, metavar="SECONDS", help="for one source (default 600)")
+        add("--memory", type=float, metavar="GIB", help="ceiling for one scan in a worker (default: an equal share)")
         add("--dry-run", action="store_true", help="say what would be made of what, write nothing")
 
     def inspect(add: Add) -> None:
         add("store", metavar="STORE")
-        add("--html", metavar="FILE", help="write a page with a montage")
+        add("--html", metavar="FILE", help="write a page: histograms, the worst volumes, refusals, duplicates")
+        add("--verify", action="store_true", help="check every shard against its digest; 1 when one is damaged")
 
     def recipe(add: Add) -> None:
         add("recipe", metavar="RECIPE", help="a name (ssl3d recipes) or a YAML file")
@@ -255,7 +273,7 @@ def _verbs() -> dict[str, tuple[Callable[[argparse.Namespace], int], str, str, C
         add("--data", metavar="DIR", help="a labelled MSD folder in place of the synthetic anatomy")
 
     return {
-        "convert": (_convert, "turn raw scans into a store", "ssl3d convert /data/scans /data/my.zarr", convert),
+        "convert": (_convert, "turn raw scans into a store; the same command again resumes", _CONVERT, convert),
         "inspect": (_inspect, "say what a store holds", "ssl3d inspect my.zarr --html my.html", inspect),
         "train": (_train, "pre-train a recipe; resumes", "ssl3d train mae_resenc_l data.store=my.zarr", recipe),
         "check": (_check, "complete and build a recipe without data", "ssl3d check mae_resenc_l", recipe),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 def mix(seed: int, *keys: int | str) -> int:
@@ -25,4 +28,6 @@ def numpy_generator(seed: int, *keys: int | str) -> np.random.Generator:
 
 def torch_generators(seeds: Tensor, *keys: int | str, device: torch.device | str = "cpu") -> list[torch.Generator]:
     """One torch generator per sample of a batch: `seeds` (B,) int64, `keys` name the stream ("mask", "noise", ...)."""
+    import torch  # not above: a conversion draws numbers too, and its workers need no torch
+
     return [torch.Generator(device=device).manual_seed(mix(seed, *keys)) for seed in seeds.tolist()]

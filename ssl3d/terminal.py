@@ -13,10 +13,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 LINE_SECONDS = 60.0  # off a terminal, at most one progress line in this time
 
 
+def printable(text: str) -> str:
+    """`text` that any terminal and file takes: names of files may hold bytes that are no text, and line breaks."""
+    decoded = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in decoded)
+
+
 def say(text: str, error: bool = False) -> None:
     """One line for the user, never wrapped or styled."""
     stream = sys.stderr if error else sys.stdout
-    stream.write(text + "\n")
+    stream.write(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") + "\n")
     stream.flush()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,3 +28,37 @@ def real_data() -> Path:
     if not DATA.is_dir():
         pytest.skip(f"no real scans at {DATA}: set SSL3D_DATA")
     return DATA
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """Address of an S3-speaking server on this machine, started once a process of tests."""
+    server = pytest.importorskip("moto.server", reason="needs moto[s3], flask and flask-cors (pip install '.[test]')")
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    yield f"http://{host}:{port}"
+    running.stop()
+
+
+@pytest.fixture
+def s3_bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
+    """Makes an empty bucket and gives its URL; this process and its children find the server by the environment."""
+    pytest.importorskip("s3fs")
+    import boto3
+
+    settings = {
+        "AWS_ENDPOINT_URL": s3_endpoint,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+
+    def make() -> str:
+        name = f"bucket-{secrets.token_hex(6)}"
+        boto3.client("s3").create_bucket(Bucket=name)
+        return f"s3://{name}"
+
+    return make

@@ -23,12 +23,15 @@ VOLUMES, LABELS, VALID, LABELS_ORIGINAL = "volumes", "labels", "valid", "labels_
 KINDS = (VOLUMES, LABELS, VALID, LABELS_ORIGINAL)
 INDEX_FILE = "index.parquet"
 REFUSED_FILE = "refused.csv"
+DUPLICATES_FILE = "duplicates.csv"  # pairs of volumes that look alike
 THUMBNAILS_FILE = "thumbnails.npy"  # (n, 32, 32, 32) float16, rows as in the index
 LOCK_FILE = ".lock"
+WRITER_FILE = ".writer.json"  # who is converting into the store now; gone when he has ended well
+DAMAGED_FILE = "damaged.json"  # {volume id: [object keys]} found by inspect --verify, until they are made again
 
 CHUNK = 32  # voxels along each axis; chunks are (1, 32, 32, 32)
 SHARD_BYTES = 1 << 30  # a larger volume is split into several shards along z
-BLOSC = {"cname": "lz4", "clevel": 5, "shuffle": "bitshuffle"}
+BLOSC: dict[str, Any] = {"cname": "lz4", "clevel": 5, "shuffle": "bitshuffle"}
 
 MODALITIES = ("ct", "mr", "pet", "other")
 CT_WINDOW = (-1000.0, 1000.0)  # HU; normalisation "auto" clips CT to it
@@ -96,7 +99,8 @@ class VolumeAttributes:
 
     `spacing` [z,y,x] mm; `affine` 4x4, stored voxel (z,y,x,1) -> world mm RAS+; value = scale*stored + offset.
     `original_*` are in the order of the source file (x,y,z for NIfTI). `foreground_box` [[z0,y0,x0],[z1,y1,x1]) voxels.
-    `fingerprint` blake2b of the canonical source voxels; `digest` {object key: blake2b} of each shard object.
+    `fingerprint` blake2b of the canonical source voxels; `digest` {object key: blake2b} of each shard object, and
+    `stored_bytes` what they take together.
     `quantisation` per channel {"max_error": physical units, "saturated_share": share of voxels}.
     """
 
@@ -121,6 +125,7 @@ class VolumeAttributes:
     flags: list[str] = field(default_factory=list)
     quantisation: list[dict[str, float]] = field(default_factory=list)
     digest: dict[str, str] = field(default_factory=dict)
+    stored_bytes: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -159,6 +164,8 @@ INDEX_COLUMNS: dict[str, str] = {
     "perceptual_hash": "str",
     "has_label": "bool",
     "has_valid": "bool",
+    "original_spacing": "list[float]",  # mm, in the order of the source file
+    "saturated_share": "float",  # of the valid voxels, of the worst channel
     "has_label_original": "bool",
     "label_classes": "json",  # {value: name} or {}
     "targets": "json",
@@ -190,13 +197,15 @@ def index_row(
         "foreground_box": [int(v) for row in a.foreground_box for v in row],
         "scale": list(a.scale),
         "offset": list(a.offset),
-        "foreground_stats": [dataclasses.asdict(s) for s in a.foreground_stats],
-        "valid_stats": [dataclasses.asdict(s) for s in a.valid_stats],
+        "foreground_stats": [dict(vars(s)) for s in a.foreground_stats],
+        "valid_stats": [dict(vars(s)) for s in a.valid_stats],
         "flags": list(a.flags),
         "fingerprint": a.fingerprint,
         "perceptual_hash": a.perceptual_hash,
         "has_label": label is not None,
         "has_valid": has_valid,
+        "original_spacing": [float(s) for s in a.original_spacing],
+        "saturated_share": max((float(q["saturated_share"]) for q in a.quantisation), default=0.0),
         "has_label_original": has_label_original,
         "label_classes": {} if label is None else {str(k): v for k, v in label.classes.items()},
         "targets": dict(a.targets),

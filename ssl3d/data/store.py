@@ -15,7 +15,7 @@ from ssl3d.data import format as fmt
 from ssl3d.data.format import LabelInfo, VolumeAttributes
 from ssl3d.data.index import METADATA, decode_index, read_index
 from ssl3d.data.lru import LRU
-from ssl3d.data.objects import is_url, open_objects
+from ssl3d.data.objects import open_objects
 from ssl3d.data.shard import ShardedArray
 from ssl3d.regions import Size3
 
@@ -25,9 +25,9 @@ MAX_OPEN_VOLUMES = 512
 class Store:
     """A read-only store: what the index says, and boxes of voxels.
 
-    `path`: directory or fsspec URL. `direct`: decode shards ourselves; False reads through zarr-python, which URLs
-    always do. Rows are positions in the index. Cheap to pickle; nothing is opened before the first read, so that a
-    process may be forked or spawned after opening a store.
+    `path`: directory or fsspec URL. `direct`: decode shards ourselves; False reads through zarr-python. Rows
+    are positions in the index. Cheap to pickle; nothing is opened before the first read, so that a process may be
+    forked or spawned after opening a store.
     Raises FileNotFoundError naming the path when there is no store, or no index yet.
     """
 
@@ -42,7 +42,7 @@ class Store:
         if root.get(fmt.FORMAT_KEY) != fmt.FORMAT_VERSION:
             raise ValueError(f"{path} is not an ssl3d store of version {fmt.FORMAT_VERSION}: convert its sources again")
         self.statistics: dict[str, dict[str, float]] = root.get("statistics", {})
-        self.direct = direct and not is_url(self._objects.root)
+        self.direct = direct
         self.table: pa.Table = read_index(self._objects).combine_chunks()
         self._arrays: LRU[tuple[int, str], Any] = LRU(MAX_OPEN_VOLUMES)
         self._air: dict[int, np.ndarray] = {}
@@ -152,7 +152,7 @@ class Store:
     def _open(self, row: int, kind: str) -> Any:
         volume_id = self.volume_id(row)
         if self.direct:
-            return ShardedArray(Path(self._objects.root, kind, volume_id), f"volume {volume_id}")
+            return ShardedArray(self._objects, f"{kind}/{volume_id}", f"volume {volume_id}")
         import zarr  # not before the first read: zarr's event loop must not be alive when a process forks
 
         try:

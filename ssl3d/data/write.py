@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
-from zarr.codecs import BloscCodec, BytesCodec
-from zarr.storage import MemoryStore
 
 from ssl3d.data import format as fmt
+from ssl3d.data.encode import METADATA, encode_metadata, encode_shards
 from ssl3d.data.format import LabelInfo, VolumeAttributes
-from ssl3d.data.index import METADATA, THUMBNAIL_OBJECT, build_index
+from ssl3d.data.index import build_index
 from ssl3d.data.objects import Objects, open_objects
-from ssl3d.data.thumbnail import thumbnail
+from ssl3d.data.thumbnail import perceptual_hash, thumbnail
+from ssl3d.data.thumbnail_file import THUMBNAIL_OBJECT, encode_thumbnail
 
-__all__ = ["build_index", "create_store", "damaged_objects", "is_committed", "remove_uncommitted", "write_volume"]
+__all__ = ["build_index", "create_store", "is_committed", "remove_uncommitted", "uncommit", "write_volume"]
+
+_NOT_CONTENT = (fmt.LOCK_FILE, fmt.WRITER_FILE, *fmt.KINDS)  # what a store that was only begun may hold
 
 
 def create_store(root: str | Path) -> None:
@@ -36,13 +36,20 @@ def create_store(root: str | Path) -> None:
             raise ValueError(
                 f"{root} is a zarr group but no ssl3d store of version {fmt.FORMAT_VERSION}: choose another path"
             )
-    elif any(name not in (fmt.LOCK_FILE, *fmt.KINDS) for name in objects.names("")):
-        raise ValueError(f"{root} exists and is not an ssl3d store: choose an empty or a new path")
+    else:
+        check_new(root)
     for kind in fmt.KINDS:
         if not objects.exists(f"{kind}/{METADATA}"):
             objects.put(f"{kind}/{METADATA}", _group_metadata({}))
     if not objects.exists(METADATA):  # last: a store exists once its root does
         objects.put(METADATA, _group_metadata({fmt.FORMAT_KEY: fmt.FORMAT_VERSION}))
+
+
+def check_new(root: str | Path) -> None:
+    """Raises ValueError when a place without a store holds anything but the rests of one just begun."""
+    objects = open_objects(root)
+    if any(name not in _NOT_CONTENT and not name.endswith(".partial") for name in objects.names("")):
+        raise ValueError(f"{root} exists and is not an ssl3d store: choose an empty or a new path for the store")
 
 
 def is_committed(root: str | Path, volume_id: str) -> bool:
@@ -60,40 +67,57 @@ def write_volume(
     label_info: LabelInfo | None = None,
     valid: np.ndarray | None = None,
     label_original: np.ndarray | None = None,
+    confirm: Callable[[], None] | None = None,
 ) -> None:
     """Write one volume and all that belongs to it; what an earlier write left under this id is replaced.
 
     `image` (C,Z,Y,X) int16; `label`, `valid` (1,Z,Y,X); `label_original` (1,Z',Y',X') on the original grid.
-    `attributes.digest` is filled in. Order: uncommit and clear, labels, valid and original labels, the image's shards,
-    and its `zarr.json` last, so that a reader sees the whole volume or nothing of it.
-    Raises ValueError on an id, shape, dtype or attribute that does not keep the format.
+    `attributes.digest` and `perceptual_hash` are filled in. Order: uncommit and clear, labels, valid and original
+    labels, the image's shards, and its `zarr.json` last, so that a reader sees the whole volume or nothing of it.
+    `confirm` is called just before that commit and may raise to prevent it.
+    Raises ValueError on an id, shape, dtype or attribute that does not keep the format, StoreError when the target is
+    full, read-only or cannot be reached.
     """
     _check(volume_id, image, attributes, label, label_info, valid, label_original)
     objects = open_objects(root)
-    objects.remove(f"{fmt.VOLUMES}/{volume_id}/{METADATA}")  # first: from here on the volume does not exist
+    uncommit(root, volume_id)
     for kind in fmt.KINDS:
         objects.remove(f"{kind}/{volume_id}")
 
     info = {} if label_info is None else label_info.to_json()
     extras: list[tuple[str, np.ndarray | None, dict[str, Any]]] = [
         (fmt.LABELS, label, info),
-        (fmt.VALID, None if valid is None else (valid != 0).astype(np.uint8), {}),
+        (fmt.VALID, None if valid is None else (valid != 0).view(np.uint8), {}),
         (fmt.LABELS_ORIGINAL, label_original, {k: v for k, v in info.items() if k != "coordinates"}),
     ]
     for kind, array, array_attributes in extras:
         if array is not None:
-            encoded, _ = _encode(array, array_attributes)
-            _put(objects, f"{kind}/{volume_id}", encoded)
+            digest, _ = _put_shards(objects, f"{kind}/{volume_id}", array)
+            metadata = encode_metadata(array, {**array_attributes, "digest": digest})
+            objects.put(f"{kind}/{volume_id}/{METADATA}", metadata)
 
-    encoded, attributes.digest = _encode(image, attributes.to_json())
-    encoded[THUMBNAIL_OBJECT] = _npy(thumbnail(image, attributes, valid))
-    _put(objects, f"{fmt.VOLUMES}/{volume_id}", encoded)
+    folder = f"{fmt.VOLUMES}/{volume_id}"
+    with ThreadPoolExecutor(1, thread_name_prefix="ssl3d-thumbnail") as pool:
+        looks = pool.submit(thumbnail, image, attributes, valid)
+        attributes.digest, attributes.stored_bytes = _put_shards(objects, folder, image)
+    small = looks.result()
+    attributes.perceptual_hash = perceptual_hash(small)
+    objects.put(f"{folder}/{THUMBNAIL_OBJECT}", encode_thumbnail(small))
+    metadata = encode_metadata(image, attributes.to_json())
+    if confirm is not None:
+        confirm()
+    objects.put(f"{folder}/{METADATA}", metadata)
+
+
+def uncommit(root: str | Path, volume_id: str) -> None:
+    """From here on the volume does not exist; what is left of it goes with `remove_uncommitted` or the next write."""
+    open_objects(root).remove(f"{fmt.VOLUMES}/{volume_id}/{METADATA}")
 
 
 def remove_uncommitted(root: str | Path) -> list[str]:
     """Remove what killed writes left behind; returns the ids of the volumes that had been begun. Sorted."""
     objects = open_objects(root)
-    committed = {name for name in objects.names(fmt.VOLUMES) if is_committed(root, name)}
+    committed = frozenset(objects.holding(fmt.VOLUMES, METADATA))
     begun: set[str] = set()
     for kind in fmt.KINDS:
         for name in objects.names(kind):
@@ -109,64 +133,18 @@ def remove_uncommitted(root: str | Path) -> list[str]:
     return sorted(begun)
 
 
-def damaged_objects(root: str | Path, volume_id: str) -> list[str]:
-    """Keys of a volume's shard objects (labels and valid included) that are missing or not what was written."""
-    objects = open_objects(root)
-    damaged = []
-    for kind in fmt.KINDS:
-        folder = f"{kind}/{volume_id}"
-        if objects.exists(f"{folder}/{METADATA}"):
-            digest = json.loads(objects.get(f"{folder}/{METADATA}"))["attributes"]["digest"]
-            for key, expected in digest.items():
-                full = f"{folder}/{key}"
-                if not objects.exists(full) or _blake2b(objects.get(full)) != expected:
-                    damaged.append(full)
-    return damaged
-
-
-def _encode(array: np.ndarray, attributes: Mapping[str, Any]) -> tuple[dict[str, bytes], dict[str, str]]:
-    """({key: bytes} of a zarr array whose attributes carry its digest, {shard key: blake2b})."""
-    memory: dict[str, Any] = {}
-    encoded = zarr.create_array(
-        MemoryStore(memory),
-        shape=array.shape,
-        dtype=array.dtype,
-        chunks=(1, fmt.CHUNK, fmt.CHUNK, fmt.CHUNK),
-        shards=fmt.shard_shape(array.shape, array.dtype.itemsize),
-        serializer=BytesCodec(endian="little") if array.dtype.itemsize > 1 else BytesCodec(),
-        compressors=BloscCodec(typesize=array.dtype.itemsize, **fmt.BLOSC),  # type: ignore[arg-type]
-        filters=None,
-        fill_value=0,
-        dimension_names=("c", "z", "y", "x"),
-    )
-    encoded[...] = array
-    shards = {key: buffer.to_bytes() for key, buffer in memory.items() if key != METADATA}
-    digest = {key: _blake2b(data) for key, data in sorted(shards.items())}
-    encoded.update_attributes({**attributes, "digest": digest})
-    metadata = json.dumps(json.loads(memory[METADATA].to_bytes()))  # zarr's indentation would triple it
-    return {**dict(sorted(shards.items())), METADATA: metadata.encode()}, digest
-
-
-def _put(objects: Objects, folder: str, encoded: dict[str, bytes]) -> None:
-    """Put the objects of an array, its metadata last."""
-    for key, data in encoded.items():
-        if key != METADATA:
-            objects.put(f"{folder}/{key}", data)
-    objects.put(f"{folder}/{METADATA}", encoded[METADATA])
+def _put_shards(objects: Objects, folder: str, array: np.ndarray) -> tuple[dict[str, str], int]:
+    """Put the shards of an array while they are compressed; ({key: blake2b}, bytes of all of them)."""
+    digest, size = {}, 0
+    for key, shard in encode_shards(array):
+        objects.put_parts(f"{folder}/{key}", shard)
+        digest[key] = shard.digest
+        size += shard.nbytes
+    return digest, size
 
 
 def _group_metadata(attributes: Mapping[str, Any]) -> bytes:
     return json.dumps({"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}, indent=2).encode()
-
-
-def _blake2b(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def _npy(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
 
 
 def _check(

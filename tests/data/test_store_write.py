@@ -11,13 +11,13 @@ from random_volumes import SHAPES, add_volume, random_image, statistics, volume_
 
 from ssl3d.data import format as fmt
 from ssl3d.data import objects
+from ssl3d.data.damage import damaged_objects
 from ssl3d.data.format import LabelInfo
 from ssl3d.data.store import open_store
 from ssl3d.data.thumbnail import thumbnail
 from ssl3d.data.write import (
     build_index,
     create_store,
-    damaged_objects,
     is_committed,
     remove_uncommitted,
     write_volume,
@@ -35,8 +35,10 @@ def files(root) -> dict[str, bytes]:
 def test_order_of_objects_is_the_commit_order(tmp_path, monkeypatch):
     root, order = tmp_path / "s.zarr", []
     create_store(root)
-    put = objects.LocalObjects.put
-    monkeypatch.setattr(objects.LocalObjects, "put", lambda self, key, data: (order.append(key), put(self, key, data)))
+    put = objects.LocalObjects.put_parts  # every write goes through it
+    monkeypatch.setattr(
+        objects.LocalObjects, "put_parts", lambda self, key, parts: (order.append(key), put(self, key, parts))
+    )
     add_volume(root, "v", 0, SHAPES[0], labels=True, valid=True)
     assert order == [
         "labels/v/c/0/0/0/0", "labels/v/zarr.json", "valid/v/c/0/0/0/0", "valid/v/zarr.json",
@@ -50,24 +52,24 @@ def test_killed_anywhere_and_written_again_is_the_same_store(tmp_path, monkeypat
     create_store(clean)
     add_volume(clean, "v", 0, SHAPES[0], labels=True, valid=True)
     build_index(clean)
-    put = objects.LocalObjects.put
+    put = objects.LocalObjects.put_parts
     for kill_at in range(7):
         root = tmp_path / f"killed{kill_at}.zarr"
         create_store(root)
         add_volume(root, "v", 9, SHAPES[1], labels=True)  # an older version, replaced
         count = 0
 
-        def dying(self, key, data, kill_at=kill_at):
+        def dying(self, key, parts, kill_at=kill_at):
             nonlocal count
             if count == kill_at:
                 self.path(key).parent.mkdir(parents=True, exist_ok=True)
-                self.path(key + ".partial").write_bytes(data[:10])
+                self.path(key + ".partial").write_bytes(next(iter(parts))[:10])
                 raise Killed
             count += 1
-            put(self, key, data)
+            put(self, key, parts)
 
         with monkeypatch.context() as patch:
-            patch.setattr(objects.LocalObjects, "put", dying)
+            patch.setattr(objects.LocalObjects, "put_parts", dying)
             with pytest.raises(Killed):
                 add_volume(root, "v", 0, SHAPES[0], labels=True, valid=True)
         assert not is_committed(root, "v")

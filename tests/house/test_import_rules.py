@@ -26,7 +26,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "ssl3d.models": ("ssl3d.models", "ssl3d.regions", "ssl3d.seeding"),
     "ssl3d.tasks": ("ssl3d.tasks", "ssl3d.regions", "ssl3d.seeding", "ssl3d.models", "ssl3d.losses", "ssl3d.augment"),
     "ssl3d.cli": ("ssl3d", "preprocessing", "downstream"),
-    "preprocessing": ("preprocessing", "ssl3d.data", "ssl3d.seeding"),
+    "preprocessing": ("preprocessing", "ssl3d.data", "ssl3d.seeding", "ssl3d.terminal"),
     "downstream.chain": ("downstream", "preprocessing", "ssl3d"),  # the quickstart: raw files to report
     "downstream": ("downstream", "ssl3d"),
     # everything else of the library: loop, checkpoints, export, testing

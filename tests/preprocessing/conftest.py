@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
@@ -72,3 +73,25 @@ def ct_series() -> Callable[..., np.ndarray]:
         return values
 
     return write
+
+
+@pytest.fixture
+def look_of() -> Callable[..., tuple[list[np.ndarray], pd.DataFrame]]:
+    """look_of({name: (array (X, Y, Z), affine)}) -> (thumbnails, columns of an index), built as a conversion does."""
+    from preprocessing.geometry import Scan
+    from preprocessing.source import Source
+    from preprocessing.volume import build
+    from ssl3d.data.thumbnail import perceptual_hash, thumbnail
+
+    def look(scans: dict[str, tuple[np.ndarray, np.ndarray]]) -> tuple[list[np.ndarray], pd.DataFrame]:
+        thumbnails, rows = [], []
+        for name, (array, affine) in scans.items():
+            source = Source(name, name, name, name, [], name, "1", "")
+            volume = build(name, source, Scan(array[None], affine), None, "iso1", "mr")
+            thumbnails.append(thumbnail(volume.image, volume.attributes, volume.valid))
+            row = {"id": name, "source": name, "subject": name, "perceptual_hash": perceptual_hash(thumbnails[-1])}
+            row |= {"affine": np.ravel(volume.attributes.affine).tolist(), "shape": list(volume.image.shape[1:])}
+            rows.append(row)
+        return thumbnails, pd.DataFrame(rows)
+
+    return look

@@ -42,9 +42,18 @@ def test_one_millimetre_affine_is_the_one_of_the_format():
     np.testing.assert_allclose(moved, [[0, 0, -1, 3], [0, -1, 0, 4], [1, 0, 0, 0], [0, 0, 0, 1]])
 
 
-@pytest.mark.parametrize("bad", [np.diag([1.0, 0, 1, 1]), np.full((4, 4), np.nan), np.ones((4, 4))])
-def test_an_affine_without_inverse_is_refused(bad):
-    with pytest.raises(Refusal, match="bad_affine"):
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (np.diag([1.0, 0, 1, 1]), "affine_singular"),
+        (np.ones((4, 4)), "affine_singular"),
+        (np.full((4, 4), np.nan), "affine_not_finite"),
+        (np.diag([1.0, 1, 80, 1]), "implausible_spacing"),
+        (np.diag([0.001, 1, 1, 1]), "implausible_spacing"),
+    ],
+)
+def test_an_affine_that_places_no_scan_is_refused(bad, reason):
+    with pytest.raises(Refusal, match=reason):
         canonical(Scan(np.zeros((1, 4, 4, 4)), bad))
 
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from tests_prep import smooth
 
-from preprocessing import modality
-from preprocessing.fingerprint import fingerprint, perceptual_hash
+from preprocessing.fingerprint import fingerprint
 from preprocessing.foreground import foreground
 from preprocessing.quantise import MAX_SATURATED, quantise
 from preprocessing.stats import channel_stats
+from preprocessing.unmeasured import padding
 
 
 def _back(q):
@@ -62,26 +62,13 @@ def test_too_many_extremes_are_kept():
     assert _back(q).max() > 8e5
 
 
-def test_padding_is_found_in_ct_only():
+def test_padding_of_ct_is_a_constant_below_air():
     values = np.random.default_rng(0).normal(-990, 60, size=(10, 20, 30)).astype(np.int16)
-    assert modality.padding(values, "ct") is None  # noise below air is no constant
+    assert padding(values) is None  # noise below air is no constant
     values[:, :3] = -3024
     values[0, 10, 10] = -2000
-    found = modality.padding(values, "ct")
+    found = padding(values)
     assert found.sum() == (values == -3024).sum() + 1
-    assert modality.padding(values, "mr") is None
-
-
-def test_modality_is_read_from_names_and_from_hu():
-    assert [modality.from_name(n) for n in ("MRI", "T1w", "CT", "PET", "FLAIR", "noise", "contrast")] == [
-        "mr", "mr", "ct", "pet", "mr", None, None,
-    ]  # fmt: skip
-    body = np.full((10, 20, 20), -1000.0)
-    body[2:8, 4:16, 4:16] = 40
-    assert modality.infer(body) == "ct"
-    assert modality.infer(smooth((10, 20, 20))) == "mr"
-    assert modality.infer(smooth((10, 20, 20)) - 1024) == "mr"
-    assert modality.of_channels(body[None], "pet", ["ct"]) == ["pet"]
 
 
 def test_foreground_is_the_body_without_the_table():
@@ -142,14 +129,3 @@ def test_fingerprint_is_of_values_not_of_their_type():
     other = values.copy()
     other[0, 2, 3, 4] += 1
     assert fingerprint(values) != fingerprint(other)
-
-
-def test_perceptual_hash_is_near_for_near_and_far_for_far():
-    def bits(a, b):
-        return bin(int(a, 16) ^ int(b, 16)).count("1")
-
-    first, second = smooth((30, 40, 35), 0, 5), smooth((30, 40, 35), 1, 5)
-    noisy = first + np.random.default_rng(0).normal(0, 10, first.shape)
-    one = perceptual_hash(first, 0, 1000)
-    assert bits(one, perceptual_hash(noisy, 0, 1000)) <= 4
-    assert bits(one, perceptual_hash(second, 0, 1000)) >= 12
