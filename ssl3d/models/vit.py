@@ -153,11 +153,6 @@ class ViT(TokenBackbone):
             outputs.append(x)
         return [self.norm(x)] if layers is None else [outputs[i] for i in layers]
 
-    def encode(self, x: Tensor) -> list[Tensor]:
-        """(B,C,D,H,W) -> [(B, embed_dim, D/p, H/p, W/p)]: the normalised tokens of the last block, on their grid."""
-        grid = self.grid(x.shape[2:])
-        return [self.blocks(self.embed(x), grid)[0].transpose(1, 2).unflatten(2, grid)]
-
     def decode(self, features: Sequence[Tensor], down_to: int = 0) -> list[Tensor]:
         """The token grid -> feature maps of strides 1, 2, ... below the patch, finest first, from `down_to` on."""
         self.check_down_to(down_to)
