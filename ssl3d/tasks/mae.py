@@ -16,7 +16,9 @@ from ssl3d.augment import Compose, centre_crop
 from ssl3d.losses.masked import masked_mse
 from ssl3d.models.backbone import Backbone, TokenBackbone
 from ssl3d.regions import RegionBatch, RegionSpec, Size3
+from ssl3d.tasks.mask_strategies import MaskStrategy
 from ssl3d.tasks.masking import BlockMask, as_size3
+from ssl3d.tasks.targets import check_whole_blocks, normalised_blocks
 from ssl3d.tasks.task import PretextTask
 
 
@@ -24,7 +26,9 @@ class MAE(PretextTask):
     """Hides `mask_ratio` of the blocks of `mask_block` voxels and rebuilds them; L2 on hidden, valid voxels only.
 
     `patch_size`: voxels (D,H,W) the network sees. `augment`: applied before masking (its reach sets what is read).
-    `mask_value`: what hidden voxels are set to, in normalised units; 0 is the mean.
+    `mask_value`: what hidden voxels are set to, in normalised units; 0 is the mean. `mask_strategy`: which blocks are
+    hidden (ssl3d.tasks.mask_strategies); uniformly random ones when null. `normalise_target`: rebuild each block with
+    its own mean and deviation taken out, instead of the image.
 
     Convolutional backbones see the whole patch with hidden voxels replaced, and rebuild it with their own decoder and
     a 1x1x1 convolution. Token backbones encode the visible tokens only (`decoder_depth` light transformer layers of
@@ -43,12 +47,17 @@ class MAE(PretextTask):
         mask_value: float = 0.0,
         decoder_dim: int = 192,
         decoder_depth: int = 2,
+        mask_strategy: MaskStrategy | None = None,
+        normalise_target: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.input_size = as_size3("patch_size", patch_size)
-        self.mask = BlockMask(mask_ratio, mask_block)
+        self.mask = BlockMask(mask_ratio, mask_block, mask_strategy)
         self.mask.check(self.input_size)
+        if normalise_target:
+            check_whole_blocks(self.input_size, self.mask.block)
+        self.normalise_target = normalise_target
         self.augment = augment
         self.mask_value = mask_value
         self.region = RegionSpec(augment.reach(self.input_size) if augment else self.input_size)
@@ -70,17 +79,18 @@ class MAE(PretextTask):
     def forward(self, batch: RegionBatch, preview: bool = False) -> dict[str, Tensor]:
         """Normalised batch -> loss, `masked_share` and `valid_share` (of voxels); with `preview` also pictures."""
         batch, _ = (self.augment or centre_crop)(batch, self.input_size)
-        blocks = self.mask.draw_blocks(batch.seed, batch.size).to(batch.image.device, non_blocking=True)
+        blocks = self.mask.draw(batch)
         hidden = self.mask.voxels(blocks, batch.size)
         prediction = self.predict(batch.image, blocks)
         valid = batch.valid_mask()
+        target = normalised_blocks(batch.image, self.mask.block, valid) if self.normalise_target else batch.image
         result = {
-            "loss": masked_mse(prediction, batch.image, hidden & valid),
+            "loss": masked_mse(prediction, target, hidden & valid),
             "masked_share": hidden.float().mean(),
             "valid_share": valid.float().mean(),
         }
         if preview:
-            result |= pictures(batch.image, hidden, prediction.detach())
+            result |= pictures(batch.image, hidden, prediction.detach(), target)
         return result
 
     def predict(self, image: Tensor, blocks: Tensor) -> Tensor:
@@ -157,18 +167,22 @@ def unpatchify(tokens: Tensor, grid: Size3, token: Size3) -> Tensor:
     return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
-def pictures(image: Tensor, hidden: Tensor, prediction: Tensor) -> dict[str, Tensor]:
+def pictures(image: Tensor, hidden: Tensor, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
     """Middle axial slices of the first channel, (B,H,W) in [0,1]: input, masked, and rebuilt with the visible pasted.
 
-    One grey scale for all three: from the darkest to the brightest voxel of the sample's input.
+    One grey scale a sample, from the darkest to the brightest voxel of its input; the rebuilt picture, of its `target`.
     """
     middle = image.shape[2] // 2
-    original, rebuilt = (x[:, 0, middle].float() for x in (image, prediction))
     covered = hidden[:, 0, middle]
-    low, high = image[:, 0].float().flatten(1).aminmax(dim=1)
-    low, span = low[:, None, None], (high - low).clamp(min=1e-6)[:, None, None]
+
+    def scaled(x: Tensor, by: Tensor) -> Tensor:
+        low, high = by[:, 0].float().flatten(1).aminmax(dim=1)
+        low, span = low[:, None, None], (high - low).clamp(min=1e-6)[:, None, None]
+        return ((x - low) / span).clamp(0, 1)
+
+    original, rebuilt, aim = (x[:, 0, middle].float() for x in (image, prediction, target))
     return {
-        "preview/input": ((original - low) / span).clamp(0, 1),
-        "preview/masked": ((original - low) / span).clamp(0, 1).masked_fill(covered, 0.5),
-        "preview/rebuilt": ((torch.where(covered, rebuilt, original) - low) / span).clamp(0, 1),
+        "preview/input": scaled(original, image),
+        "preview/masked": scaled(original, image).masked_fill(covered, 0.5),
+        "preview/rebuilt": scaled(torch.where(covered, rebuilt, aim), target),
     }
