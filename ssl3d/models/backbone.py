@@ -152,12 +152,28 @@ class TokenBackbone(MaskableBackbone):
         raise NotImplementedError
 
     def encode_embedded(self, tokens: Tensor, grid: Size3) -> list[Tensor]:
-        """(B,N,embed_dim) -> [(B, embed_dim, D/p, H/p, W/p)]: the normalised tokens of the last block, on their grid."""
+        """(B,N,embed_dim) -> [(B,embed_dim,D/p,H/p,W/p)]: the normalised tokens of the last block, on their grid."""
         return [self.blocks(tokens, grid)[0].transpose(1, 2).unflatten(2, grid)]
 
     def encode(self, x: Tensor) -> list[Tensor]:
-        """(B,C,D,H,W) -> [(B, embed_dim, D/p, H/p, W/p)]: the normalised tokens of the last block, on their grid."""
+        """(B,C,D,H,W) -> [(B,embed_dim,D/p,H/p,W/p)]: the normalised tokens of the last block, on their grid."""
         return self.encode_embedded(self.embed(x), self.grid(x.shape[2:]))
+
+
+def check_image(backbone: Backbone, x: Tensor) -> None:
+    """Raise ValueError when `x` (B,C,D,H,W) has another number of channels or a size that `backbone` cannot take."""
+    if x.shape[1] != backbone.in_channels:
+        raise ValueError(f"the image has {x.shape[1]} channels, the model model.in_channels={backbone.in_channels}")
+    backbone.check_size(x.shape[2:])
+
+
+def check_normalisable(backbone: Backbone, size: Sequence[int]) -> None:
+    """Raise ValueError when the coarsest scale of an image of `size` (D,H,W) is one voxel: instance norm needs two."""
+    if all(n == s for n, s in zip(size, backbone.total_stride)):
+        raise ValueError(
+            f"input size {tuple(size)}: the coarsest scale would be a single voxel, which instance norm cannot "
+            "normalise; make one axis twice as long"
+        )
 
 
 def global_average(x: Tensor) -> Tensor:

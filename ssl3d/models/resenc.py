@@ -15,7 +15,7 @@ from dynamic_network_architectures.building_blocks.unet_decoder import UNetDecod
 from dynamic_network_architectures.initialization.weight_init import InitWeights_He, init_last_bn_before_add_to_0
 from torch import Tensor, nn
 
-from ssl3d.models.backbone import Backbone, BackboneSpec
+from ssl3d.models.backbone import Backbone, BackboneSpec, check_image, check_normalisable
 from ssl3d.regions import Size3
 
 Size = Literal["S", "M", "L", "XL"]
@@ -104,9 +104,7 @@ class ResEncUNet(Backbone):
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """(B,C,D,H,W) -> one feature map a stage, finest first. Raises ValueError on a wrong size or channel count."""
-        if x.shape[1] != self.in_channels:
-            raise ValueError(f"the image has {x.shape[1]} channels, the model model.in_channels={self.in_channels}")
-        self.check_size(x.shape[2:])
+        check_image(self, x)
         return self.encoder(x)
 
     def decode(self, features: Sequence[Tensor], down_to: int = 0) -> list[Tensor]:
@@ -131,11 +129,7 @@ class ResEncUNet(Backbone):
     def check_size(self, size: Sequence[int]) -> None:
         """Raise ValueError when `size` (D,H,W) is no multiple of the stride, or leaves one voxel to normalise."""
         super().check_size(size)
-        if all(n == s for n, s in zip(size, self.total_stride)):
-            raise ValueError(
-                f"input size {tuple(size)}: the coarsest scale would be a single voxel, which instance norm cannot "
-                "normalise; make one axis twice as long"
-            )
+        check_normalisable(self, size)
 
 
 def complete_arch_kwargs(stages: Mapping[str, list[int]], overrides: Mapping[str, Any]) -> dict[str, Any]:
