@@ -22,6 +22,7 @@ from ssl3d.seeding import torch_generators
 from ssl3d.tasks.mask_strategies import MaskStrategy
 from ssl3d.tasks.masking import BlockMask, as_size3
 from ssl3d.tasks.task import PretextTask
+from ssl3d.tasks.tokens import freeze_all_but
 
 
 class PositionRegression(PretextTask):
@@ -77,9 +78,7 @@ class PositionRegression(PretextTask):
             self.mask.check(self.input_size)
             self.rebuild = VoxelHead(backbone.decoder_channels[0], backbone.in_channels)
         if not self.needs_decoder:
-            encoder = backbone.encoder_parameter_names()
-            for name, parameter in backbone.named_parameters():
-                parameter.requires_grad_(name in encoder)
+            freeze_all_but(backbone, backbone.encoder_parameter_names())
 
     def forward(self, batch: RegionBatch, preview: bool = False) -> dict[str, Tensor]:
         """Normalised batch -> loss, `position_error` (mean distance in half edges of the volume) and the parts."""
@@ -111,7 +110,7 @@ class PositionRegression(PretextTask):
         return result
 
     def masked(self, batch: RegionBatch) -> tuple[Tensor, Tensor]:
-        """The image as the network sees it, and the hidden voxels (B,1,D,H,W): of a share of the samples, drawn each."""
+        """The image as the network sees it, and the hidden voxels (B,1,D,H,W): of a share of the samples."""
         if self.mask_share == 0:
             return batch.image, torch.zeros_like(batch.image[:, :1], dtype=torch.bool)
         chosen = [torch.rand((), generator=g).item() < self.mask_share for g in torch_generators(batch.seed, "masked")]

@@ -13,7 +13,8 @@ from ssl3d.models.backbone import Backbone
 from ssl3d.models.resenc import ResEncUNet
 from ssl3d.models.vit import ViT
 from ssl3d.regions import RegionBatch
-from ssl3d.tasks.mae import MAE, TokenDecoder, unpatchify
+from ssl3d.tasks.mae import MAE
+from ssl3d.tasks.tokens import TokenDecoder, unpatchify
 from ssl3d.testing.task import TaskTests
 from ssl3d.testing.toys import TinyUNet, make_batch
 
