@@ -172,6 +172,14 @@ class BackboneTests:
         assert all(torch.isfinite(f).all() for f in outputs)
         assert backbone.pool([f.bfloat16() for f in outputs[: len(backbone.channels)]]).dtype == torch.float32
 
+    def test_runs_on_shapes_alone(self) -> None:
+        """`ssl3d check` counts operations on meta tensors."""
+        backbone = self.build().to("meta")
+        features = backbone.encode(self.image(backbone).to("meta"))
+        assert all(f.is_meta for f in features)
+        if backbone.decoder_channels:
+            assert all(f.is_meta for f in backbone.decode(features))
+
     @pytest.mark.slow
     def test_compiles_as_one_graph(self) -> None:
         backbone = self.build()
