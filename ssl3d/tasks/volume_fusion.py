@@ -20,6 +20,7 @@ from ssl3d.models.backbone import Backbone
 from ssl3d.models.heads import VoxelHead
 from ssl3d.regions import RegionBatch, RegionSpec, Size3
 from ssl3d.seeding import torch_generators
+from ssl3d.tasks.draws import between
 from ssl3d.tasks.masking import as_size3
 from ssl3d.tasks.task import PretextTask
 
@@ -102,10 +103,10 @@ class VolumeFusion(PretextTask):
 
     def draw_blocks(self, size: Size3, generator: torch.Generator) -> Tensor:
         """(D,H,W): a lattice of blocks of one size with a random offset, `ratio` of them with classes 1 to levels."""
-        edges = [_between(lo, min(hi, n), generator) for lo, hi, n in zip(self.smallest, self.largest, size)]
+        edges = [between(lo, min(hi, n), generator) for lo, hi, n in zip(self.smallest, self.largest, size)]
         places = []
         for n, edge in zip(size, edges):
-            offset = _between(0, edge - 1, generator)
+            offset = between(0, edge - 1, generator)
             places.append((torch.arange(n) + offset) // edge)
         cells = [int(p[-1]) + 1 for p in places]
         total = cells[0] * cells[1] * cells[2]
@@ -118,19 +119,14 @@ class VolumeFusion(PretextTask):
     def draw_boxes(self, size: Size3, generator: torch.Generator) -> Tensor:
         """(D,H,W): boxes with classes 1 to levels, painted one over the other; centres anywhere in the patch."""
         label = torch.zeros(size, dtype=torch.int64)
-        for _ in range(_between(*self.count, generator)):
+        for _ in range(between(*self.count, generator)):
             box = []
             for lo, hi, n in zip(self.smallest, self.largest, size):
-                edge, centre = _between(lo, min(hi, n), generator), _between(0, n - 1, generator)
+                edge, centre = between(lo, min(hi, n), generator), between(0, n - 1, generator)
                 first = centre - edge // 2
                 box.append(slice(max(0, first), max(0, first + edge)))
-            label[tuple(box)] = _between(1, self.levels, generator)
+            label[tuple(box)] = between(1, self.levels, generator)
         return label
-
-
-def _between(low: int, high: int, generator: torch.Generator) -> int:
-    """A whole number from low to high, both included."""
-    return int(torch.randint(low, high + 1, (), generator=generator))
 
 
 def partner(x: Tensor) -> Tensor:
