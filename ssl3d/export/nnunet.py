@@ -29,7 +29,7 @@ from ssl3d.export.report import ExportReport
 from ssl3d.export.source import Source
 from ssl3d.models.backbone import Backbone
 from ssl3d.models.init import TensorOutcome, aliases, check_finite
-from ssl3d.models.resenc import import_op
+from ssl3d.models.nnunet import import_op
 from ssl3d.seeding import mix
 
 STEM = "encoder.stem.convs.0.conv.weight"
