@@ -17,9 +17,9 @@ class RegionSpec:
     """What a task needs to be read for each sample.
 
     `size`: voxels (D, H, W) read from the store, the input enlarged by the augmentation's reach.
-    `group`: consecutive samples drawn together, from distinct volumes unless `same_volume`, always in one micro-batch of one rank.
-    `same_modality`: the volumes of a group share their modality. `same_volume`: they are one volume, each sample with a
-    place of its own in it.
+    `group`: consecutive samples drawn together, from distinct volumes unless `same_volume`, always in one micro-batch
+    of one rank. `same_modality`: the volumes of a group share their modality. `same_volume`: they are one volume, each
+    sample with a place of its own in it.
     `labels`: the batch carries `label`; only labelled volumes are sampled.
     `labelled_share`: share of samples centred on a labelled class (drawn uniformly over the classes), for supervision.
     """

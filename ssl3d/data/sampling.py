@@ -157,7 +157,7 @@ class SamplingPlan:
     def group(self, g: int) -> list[Sample]:
         """The samples [g * group, (g + 1) * group), from distinct volumes, or from one."""
         rng = numpy_generator(self.seed, "group", g)
-        samples, taken = [], set[int]()
+        samples, taken = list[Sample](), set[int]()
         forest = self._all
         for position, u in enumerate(rng.random((self.spec.group, 8)).tolist()):
             volume = samples[0].volume if samples and self.spec.same_volume else forest.draw(u)

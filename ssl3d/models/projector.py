@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from torch import nn
 
 
@@ -14,6 +16,6 @@ class Projector(nn.Sequential):
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, layers: int = 2) -> None:
         modules: list[nn.Module] = []
         dims = [in_dim, *[hidden_dim] * (layers - 1)]
-        for before, after in zip(dims, dims[1:]):
+        for before, after in itertools.pairwise(dims):
             modules += [nn.Linear(before, after), nn.LayerNorm(after), nn.ReLU()]
         super().__init__(*modules, nn.Linear(dims[-1], out_dim))
