@@ -110,15 +110,15 @@ class MaskableBackbone(Backbone):
         """(B,C,D,H,W) -> (B,N,embed_dim): content only, no positions."""
         raise NotImplementedError
 
-    def encode_embedded(self, tokens: Tensor, grid: Size3) -> list[Tensor]:
+    def encode_embedded(self, tokens: Tensor, grid: Size3, coarsest: bool = False) -> list[Tensor]:
         """Content tokens (B,N,embed_dim) on a token grid (D,H,W) -> the scales of `encode` from `embedded_from` on.
 
-        Adds positions itself, so that content can be a mask token.
+        Adds positions itself, so that content can be a mask token. `coarsest`: compute and return the last scale alone.
         """
         raise NotImplementedError
 
-    def embedded_parameter_names(self) -> set[str]:
-        """Names of the encoder's parameters that `embed` and `encode_embedded` use; all of them unless it is said."""
+    def embedded_parameter_names(self, coarsest: bool = False) -> set[str]:
+        """Names of the parameters that `embed` and `encode_embedded(coarsest=...)` use; the encoder's unless said."""
         return self.encoder_parameter_names()
 
     def grid(self, size: Sequence[int]) -> Size3:
@@ -151,7 +151,7 @@ class TokenBackbone(MaskableBackbone):
         """
         raise NotImplementedError
 
-    def encode_embedded(self, tokens: Tensor, grid: Size3) -> list[Tensor]:
+    def encode_embedded(self, tokens: Tensor, grid: Size3, coarsest: bool = False) -> list[Tensor]:
         """(B,N,embed_dim) -> [(B,embed_dim,D/p,H/p,W/p)]: the normalised tokens of the last block, on their grid."""
         return [self.blocks(tokens, grid)[0].transpose(1, 2).unflatten(2, grid)]
 

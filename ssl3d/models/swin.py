@@ -99,7 +99,7 @@ class SwinUNETR(MaskableBackbone):
         check_image(self, x)
         return self.swinViT.patch_embed(x).flatten(2).transpose(1, 2)
 
-    def encode_embedded(self, tokens: Tensor, grid: Size3) -> list[Tensor]:
+    def encode_embedded(self, tokens: Tensor, grid: Size3, coarsest: bool = False) -> list[Tensor]:
         """See MaskableBackbone.encode_embedded: scales 1 to 5 (strides 2 to 32) of `encode`."""
         vit = self.swinViT
         x = tokens.transpose(1, 2).unflatten(2, grid).contiguous()
@@ -109,13 +109,10 @@ class SwinUNETR(MaskableBackbone):
                 x = getattr(vit, f"layers{i}c")[0](x)
             x = getattr(vit, f"layers{i}")[0](x).contiguous()
             hidden.append(vit.proj_out(x, normalize=True))
-        return [
-            self.encoder2(hidden[0]),
-            self.encoder3(hidden[1]),
-            self.encoder4(hidden[2]),
-            hidden[3],
-            self.encoder10(hidden[4]),
-        ]
+        last = self.encoder10(hidden[4])
+        if coarsest:
+            return [last]
+        return [self.encoder2(hidden[0]), self.encoder3(hidden[1]), self.encoder4(hidden[2]), hidden[3], last]
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """(B,C,D,H,W) -> six feature maps, finest first. Raises ValueError on a wrong size or channel count."""
@@ -152,9 +149,14 @@ class SwinUNETR(MaskableBackbone):
         """Every name outside `decoder1.` to `decoder5.`."""
         return {name for name in self.state_dict() if not name.startswith("decoder")}
 
-    def embedded_parameter_names(self) -> set[str]:
-        """The encoder's without `encoder1.`, which reads the image."""
-        return {name for name in self.encoder_parameter_names() if not name.startswith("encoder1.")}
+    def embedded_parameter_names(self, coarsest: bool = False) -> set[str]:
+        """The encoder's without `encoder1.`, which reads the image; with `coarsest` also without encoder2, 3 and 4."""
+        used = (
+            ("swinViT.", "encoder10.")
+            if coarsest
+            else ("swinViT.", "encoder10.", "encoder2.", "encoder3.", "encoder4.")
+        )
+        return {name for name in self.state_dict() if name.startswith(used)}
 
     def check_size(self, size: Sequence[int]) -> None:
         """Raise ValueError when `size` (D,H,W) is no multiple of 32, or leaves one voxel to normalise."""

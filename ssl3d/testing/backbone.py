@@ -243,6 +243,8 @@ class MaskableBackboneTests(BackboneTests):
         with torch.no_grad():
             features = backbone.encode_embedded(backbone.embed(x), backbone.grid(x.shape[2:]))
             assert _all_equal(features, backbone.encode(x)[backbone.embedded_from :])
+            last = backbone.encode_embedded(backbone.embed(x), backbone.grid(x.shape[2:]), coarsest=True)
+            assert _all_equal(last, features[-1:])
 
     def test_a_replaced_token_changes_every_feature_map(self) -> None:
         backbone = self.build()
@@ -256,12 +258,13 @@ class MaskableBackboneTests(BackboneTests):
         assert len(after) == len(before) > 0
         assert not any(torch.equal(a, b) for a, b in zip(after, before))
 
-    def test_embedded_names_are_those_the_tokens_use(self) -> None:
+    @pytest.mark.parametrize("coarsest", [False, True])
+    def test_embedded_names_are_those_the_tokens_use(self, coarsest: bool) -> None:
         backbone = self.build()
-        names = backbone.embedded_parameter_names()
+        names = backbone.embedded_parameter_names(coarsest)
         assert names <= backbone.encoder_parameter_names()
         x = self.image(backbone)
-        _random_sum(backbone.encode_embedded(backbone.embed(x), backbone.grid(x.shape[2:]))).backward()
+        _random_sum(backbone.encode_embedded(backbone.embed(x), backbone.grid(x.shape[2:]), coarsest)).backward()
         for name, p in backbone.named_parameters():
             assert (p.grad is not None) == (name in names), name
 
