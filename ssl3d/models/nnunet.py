@@ -55,11 +55,13 @@ class NNUNetBackbone(Backbone):
     """An encoder and decoder of nnU-Net's without segmentation heads; subclasses say which.
 
     Scale i of `encode` is the output of stage i, of `decode` the decoder stage at the same resolution; the coarsest
-    scale has no decoder stage. `target`: the subclass's import path; `network_class`: its network's in a plans file.
+    scale has no decoder stage. `target`: the subclass's import path; `network_class`: its network's in a plans file;
+    `stem`: the weight that depends on the number of image channels.
     """
 
     target: str
     network_class: str
+    stem: str
 
     def __init__(
         self,

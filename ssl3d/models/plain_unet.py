@@ -32,6 +32,7 @@ class PlainConvUNet(NNUNetBackbone):
 
     target = "ssl3d.models.plain_unet.PlainConvUNet"
     network_class = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
+    stem = "encoder.stages.0.0.convs.0.conv.weight"
 
     def __init__(self, size: Size = "L", in_channels: int = 1, arch_kwargs: dict[str, Any] | None = None) -> None:
         decoder_convs = 2 if size == "L" else 1

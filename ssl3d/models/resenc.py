@@ -42,6 +42,7 @@ class ResEncUNet(NNUNetBackbone):
 
     target = "ssl3d.models.resenc.ResEncUNet"
     network_class = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
+    stem = "encoder.stem.convs.0.conv.weight"
 
     def __init__(self, size: Size = "L", in_channels: int = 1, arch_kwargs: dict[str, Any] | None = None) -> None:
         super().__init__(size, in_channels, arch_kwargs, ResidualEncoder, _STAGES, decoder_convs=1)

@@ -1,10 +1,12 @@
 """PlainConvUNet: the conformance suite, and equality with nnU-Net's own network."""
 
 import pydoc
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from ssl3d.export.nnunet import build_network, fill
 from ssl3d.models.plain_unet import PlainConvUNet
 from ssl3d.testing.backbone import BackboneTests, randomise
 
@@ -63,6 +65,17 @@ def test_large_is_nnunets_default():
     assert set(large.state_dict()) == {
         n for n in real.state_dict() if ".seg_layers." not in n and not n.startswith("decoder.encoder.")
     }
+
+
+def test_the_stem_is_spread_over_the_channels_of_an_export():
+    backbone = PlainConvUNet("S", 1, ANISOTROPIC)
+    network = build_network(backbone.spec().architecture, 2)
+    outcomes = fill(network, SimpleNamespace(backbone=backbone, trained_decoder=True))
+    assert [o.name for o in outcomes if o.outcome == "adapted"] == [backbone.stem]
+    x = torch.randn(1, 1, 4, 8, 24)
+    ours = backbone.encode(x)
+    for mine, theirs in zip(ours, network.encoder(x.repeat(1, 2, 1, 1, 1)), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
