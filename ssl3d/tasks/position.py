@@ -73,7 +73,7 @@ class PositionRegression(PretextTask):
         if target == "voxel":
             self.locate = VoxelHead(backbone.decoder_channels[0], 3)
         else:
-            self.locate = nn.Linear(backbone.channels[-1], 3)
+            self.locate = nn.Linear(backbone.pool_channels, 3)
         if mask_share > 0:
             self.mask.check(self.input_size)
             self.rebuild = VoxelHead(backbone.decoder_channels[0], backbone.in_channels)
@@ -101,10 +101,11 @@ class PositionRegression(PretextTask):
         result = {"loss": position, "position_error": error, "valid_share": valid.float().mean()}
         if self.mask_share > 0:
             rebuilt = self.rebuild(decoded, batch.size)
-            result["rebuilding"] = masked_mse(rebuilt, batch.image, hidden & valid)
-            result["loss"] = position + self.mask_weight * result["rebuilding"]
-            result["position"] = position.detach()
-            result["rebuilding"] = result["rebuilding"].detach()
+            rebuilding = masked_mse(rebuilt, batch.image, hidden & valid)
+            # Each masked sample weighs the same however many a rank happened to draw: one rank equals several.
+            share = hidden.flatten(1).any(1).to(rebuilding.dtype).mean() / self.mask_share
+            result["loss"] = position + self.mask_weight * share * rebuilding
+            result |= {"position": position.detach(), "rebuilding": rebuilding.detach()}
         if preview:
             result |= pictures(image, truth, predicted.detach())
         return result

@@ -61,7 +61,7 @@ class SimMIM(PretextTask):
             )
         self.augment = augment
         self.region = RegionSpec(augment.reach(self.input_size) if augment else self.input_size)
-        freeze_all_but(backbone, backbone.embedded_parameter_names())
+        freeze_all_but(backbone, backbone.embedded_parameter_names(coarsest=True))
         self.mask_token = nn.Parameter(torch.zeros(backbone.embed_dim))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.stride: Size3 = backbone.strides[-1]
@@ -93,6 +93,6 @@ class SimMIM(PretextTask):
         for axis, (b, t) in enumerate(zip(self.mask.block, self.backbone.patch_size), start=1):
             blocks = blocks.repeat_interleave(b // t, dim=axis)
         tokens = torch.where(blocks.flatten(1)[..., None], self.mask_token.to(tokens.dtype), tokens)
-        x = self.rebuild(self.backbone.encode_embedded(tokens, grid)[-1])
+        x = self.rebuild(self.backbone.encode_embedded(tokens, grid, coarsest=True)[-1])
         coarse: Size3 = (x.shape[2], x.shape[3], x.shape[4])
         return unpatchify(x.flatten(2).transpose(1, 2), coarse, self.stride)

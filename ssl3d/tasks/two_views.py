@@ -50,7 +50,7 @@ class TwoViews(PretextTask):
         self.augment = augment
         self.region = RegionSpec(augment.reach(self.input_size))
         freeze_all_but(backbone, backbone.encoder_parameter_names())
-        self.projector = Projector(backbone.channels[-1], hidden_dim, out_dim, layers)
+        self.projector = Projector(backbone.pool_channels, hidden_dim, out_dim, layers)
 
     def forward(self, batch: RegionBatch, preview: bool = False) -> dict[str, Tensor]:
         """Normalised batch -> loss, `similarity` (mean cosine of the two views), `valid_share`."""

@@ -77,7 +77,7 @@ class VoCo(PretextTask):
         self.margin = tuple(m // 2 for m in margin)
         self.spans_batch = version == "v2"
         freeze_all_but(backbone, backbone.encoder_parameter_names())
-        self.projector = Projector(backbone.channels[-1], hidden_dim, hidden_dim, layers=3)
+        self.projector = Projector(backbone.pool_channels, hidden_dim, hidden_dim, layers=3)
         self.teacher_backbone = make_teacher(backbone) if teacher == "full" else None
         self.teacher_projector = make_teacher(self.projector)
 

@@ -58,7 +58,7 @@ def test_the_mask_token_is_trained_and_stands_only_at_hidden_places():
     task, batch = make(), make_batch(SIZE)
     given = []
     run = task.backbone.encode_embedded
-    task.backbone.encode_embedded = lambda t, g: given.append(t.detach()) or run(t, g)  # type: ignore[method-assign]
+    task.backbone.encode_embedded = lambda t, g, coarsest: given.append(t.detach()) or run(t, g, coarsest)  # type: ignore[method-assign]
     blocks = task.mask.draw(batch)
     task(batch)["loss"].backward()
     assert task.mask_token.grad is not None and task.mask_token.grad.abs().max() > 0
