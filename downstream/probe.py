@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from downstream.arms import Arm
 from downstream.context import Cell, Context
-from downstream.heads import StageHead
+from ssl3d.models.heads import StageHead
 from downstream.inference import pad_to, predict, read_image, read_whole, window_starts
 from downstream.scoring import finish, keep_picture, score_case
 from ssl3d.data.format import LABELS, VALID

@@ -17,8 +17,9 @@ class RegionSpec:
     """What a task needs to be read for each sample.
 
     `size`: voxels (D, H, W) read from the store, the input enlarged by the augmentation's reach.
-    `group`: consecutive samples drawn together from distinct volumes, always in one micro-batch of one rank.
-    `same_modality`: the volumes of a group share their modality.
+    `group`: consecutive samples drawn together, from distinct volumes unless `same_volume`, always in one micro-batch
+    of one rank. `same_modality`: the volumes of a group share their modality. `same_volume`: they are one volume, each
+    sample with a place of its own in it.
     `labels`: the batch carries `label`; only labelled volumes are sampled.
     `labelled_share`: share of samples centred on a labelled class (drawn uniformly over the classes), for supervision.
     """
@@ -26,6 +27,7 @@ class RegionSpec:
     size: Size3
     group: int = 1
     same_modality: bool = False
+    same_volume: bool = False
     labels: bool = False
     labelled_share: float = 0.0
 

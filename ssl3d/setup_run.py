@@ -157,7 +157,7 @@ class RunData:
         include = config.subjects(data.include, "data.include")
         exclude = config.subjects(data.exclude, "data.exclude") or set()
         common: dict[str, Any] = {
-            "weights": data.weights, "few_slices": data.few_slices, "patch_size": objective.input_size,
+            "weights": data.weights, "few_slices": data.few_slices, "patch_size": objective.placed_size,
         }  # fmt: skip
         held_out = split_holdout(stores, data.holdout, recipe.run.seed) - exclude if data.holdout else set()
         held_out = held_out if include is None else held_out & include

@@ -21,12 +21,14 @@ from ssl3d.seeding import torch_generators
 class Draw:
     """Spatial parameters of a batch, on the CPU: `angles` (B,3) radians, `scale` (B,3), `flips` (B,3) of +-1.
 
-    `resample[b]` is False when sample b only flips, so that it is copied voxel by voxel, never interpolated.
+    `shift` (B,3): of the crop's centre, -1 to 1 times the largest. `resample[b]` is False when sample b only flips and
+    shifts, so that it is copied voxel by voxel, never interpolated.
     """
 
     angles: Tensor
     scale: Tensor
     flips: Tensor
+    shift: Tensor
     resample: list[bool]
 
 
@@ -38,7 +40,9 @@ class SpatialTransform(Transform):
     `rotation`: largest angle in degrees about z, y, x (one number for all three), each uniform in +-, with
     probability `p_rotation` for the sample. `scale`: factor on the edge of a voxel, so 1.25 shows 1.25 times the
     extent (nnU-Net's convention), log-uniform in [low, high], with probability `p_scale` for the sample; with
-    probability `p_axis_scale` each axis then draws its own. `spacing`: mm (z, y, x) of the voxels this is planned for;
+    probability `p_axis_scale` each axis then draws its own. `shift`: how far the crop's centre is moved at most, as a
+    share of the output's edge (one number for all axes, or three), uniform in +-, whole voxels: views of a sample then
+    lie at places of their own. `spacing`: mm (z, y, x) of the voxels this is planned for;
     only `reach` uses it. `max_reach`: a region is read at most this many times larger than the output, an axis; what
     a rare large rotation asks for beyond it is outside (valid False, air).
 
@@ -57,6 +61,7 @@ class SpatialTransform(Transform):
         p_axis_scale: float = 0.4,
         spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
         max_reach: float = 1.5,
+        shift: float | tuple[float, float, float] = 0.0,
     ) -> None:
         self.flip_axes = tuple(flip_axes)
         if len(set(self.flip_axes)) != len(self.flip_axes) or not set(self.flip_axes) <= {0, 1, 2}:
@@ -69,6 +74,10 @@ class SpatialTransform(Transform):
         if max_reach < 1:
             raise ValueError(f"max_reach={max_reach}: at least 1 (the output itself must be read)")
         self.rotation = tuple(math.radians(d) for d in degrees)
+        shares = (shift,) * 3 if isinstance(shift, (int, float)) else tuple(shift)
+        if len(shares) != 3 or not all(0 <= s <= 10 for s in shares):
+            raise ValueError(f"shift={shift}: write shares of the output's edge from 0 to 10, one number or three")
+        self.shift = (float(shares[0]), float(shares[1]), float(shares[2]))
         self.scale = check_range("scale", scale, minimum=0.01, maximum=100)
         self.p_flip = check_probability("p_flip", p_flip)
         self.p_rotation = check_probability("p_rotation", p_rotation)
@@ -89,7 +98,8 @@ class SpatialTransform(Transform):
         signs = itertools.product((1, -1), repeat=3)
         angles = np.array([np.multiply(a, s) for s in signs for a in itertools.product(*steps)])
         extent = (rotation_matrices(torch.from_numpy(angles)).abs().numpy() @ half).max(0) / spacing
-        margin = np.minimum(np.maximum(extent - np.asarray(size) / 2, 0), (self.max_reach - 1) * np.asarray(size) / 2)
+        edge = np.asarray(size)
+        margin = np.minimum(np.maximum(extent - edge / 2, 0) + self.shift * edge, (self.max_reach - 1) * edge / 2)
         d, h, w = (n + 2 * math.ceil(m - 1e-6) for n, m in zip(size, margin))
         return (d, h, w)
 
@@ -105,10 +115,17 @@ class SpatialTransform(Transform):
             low, high = math.log(self.scale[0]), math.log(self.scale[1])
             powers = u[9:12] if apart else [u[12]] * 3
             scale = [math.exp(low + v * (high - low)) if zoom else 1.0 for v in powers]
-            rows.append([angles, scale, flips])
-        drawn = torch.tensor(rows, dtype=torch.float64)  # (B, 3 kinds, 3 axes)
+            moved = (2 * torch.rand(3, generator=generator, dtype=torch.float64) - 1).tolist()
+            rows.append([angles, scale, flips, moved])
+        drawn = torch.tensor(rows, dtype=torch.float64)  # (B, 4 kinds, 3 axes)
         interpolate = (drawn[:, 0] != 0).any(1) | (drawn[:, 1] != 1).any(1)
-        return Draw(drawn[:, 0], drawn[:, 1], drawn[:, 2], interpolate.tolist())
+        return Draw(drawn[:, 0], drawn[:, 1], drawn[:, 2], drawn[:, 3], interpolate.tolist())
+
+    def offsets(self, draw: Draw, source: Size3, size: Size3) -> Tensor:
+        """(B,3) int64 on the CPU: first source voxel of each shifted crop, never outside the source."""
+        centred = torch.tensor(crop_offset(source, size))
+        most = torch.tensor([min(s * n, c) for s, n, c in zip(self.shift, size, centred.tolist())], dtype=torch.float64)
+        return centred + (draw.shift * most).round().long()
 
     @torch.no_grad()
     def __call__(self, batch: RegionBatch, size: Size3, view: int = 0) -> tuple[RegionBatch, Geometry]:
@@ -122,7 +139,8 @@ class SpatialTransform(Transform):
         """
         check_fits(batch, size)
         draw = self.draw(batch.seed, view)
-        matrix = matrices(draw, batch, size)
+        offsets = self.offsets(draw, batch.size, size)
+        matrix = matrices(draw, batch, size, offsets)
         geometry = Geometry(matrix.float(), size)
         image = batch.image.new_empty((len(batch), batch.image.shape[1], *size))
         label = None if batch.label is None else batch.label.new_empty((len(batch), 1, *size))
@@ -135,7 +153,7 @@ class SpatialTransform(Transform):
                 points = Geometry(geometry.matrix[b : b + 1], size).source_points()
                 new = resample(sample, points)
             else:
-                new = flip_crop(sample, size, draw.flips[b].tolist())
+                new = flip_crop(sample, size, draw.flips[b].tolist(), offsets[b].tolist())
             image[b] = new.image[0]
             if label is not None and new.label is not None:
                 label[b] = new.label[0]
@@ -166,9 +184,11 @@ def crop_offset(source: Size3, size: Size3) -> list[int]:
     return [(n - m) // 2 for n, m in zip(source, size)]
 
 
-def flip_crop(batch: RegionBatch, size: Size3, flips: Sequence[float] = (1, 1, 1)) -> RegionBatch:
-    """The centre crop of image, label and valid, flipped where `flips` is -1: copied, never interpolated."""
-    box = (..., *(slice(o, o + n) for o, n in zip(crop_offset(batch.size, size), size)))
+def flip_crop(
+    batch: RegionBatch, size: Size3, flips: Sequence[float] = (1, 1, 1), offset: Sequence[int] | None = None
+) -> RegionBatch:
+    """The crop at `offset` (centred when None) of image, label and valid, flipped where `flips` is -1: copied."""
+    box = (..., *(slice(o, o + n) for o, n in zip(offset or crop_offset(batch.size, size), size)))
     axes = [axis - 3 for axis, sign in enumerate(flips) if sign < 0]
     moved = {
         name: None if (field := getattr(batch, name)) is None else field[box].flip(axes)
@@ -228,8 +248,8 @@ def rotation_matrices(angles: Tensor) -> Tensor:
     return result
 
 
-def matrices(draw: Draw, batch: RegionBatch, size: Size3) -> Tensor:
-    """(B,4,4) float64: output voxel index -> source voxel index, about the centre of the crop.
+def matrices(draw: Draw, batch: RegionBatch, size: Size3, offsets: Tensor) -> Tensor:
+    """(B,4,4) float64: output voxel index -> source voxel index, about the centre of the crop at `offsets` (B,3).
 
     source = centre + 1/spacing * R * (spacing * scale * flips) * (output - output centre).
     """
@@ -238,7 +258,7 @@ def matrices(draw: Draw, batch: RegionBatch, size: Size3) -> Tensor:
     edge = spacing * on_device(draw.scale * draw.flips, device)
     linear = on_device(rotation_matrices(draw.angles), device) * edge[:, None, :] / spacing[:, :, None]
     centre = on_device(torch.tensor([(n - 1) / 2 for n in size], dtype=torch.float64), device)
-    offset = on_device(torch.tensor(crop_offset(batch.size, size), dtype=torch.float64), device)
+    offset = on_device(offsets.double(), device)
     matrix = torch.eye(4, dtype=torch.float64, device=device).repeat(len(batch), 1, 1)
     matrix[:, :3, :3] = linear
     matrix[:, :3, 3] = offset + centre - (linear * centre).sum(-1)

@@ -155,14 +155,14 @@ class SamplingPlan:
         return self.group(group)[position]
 
     def group(self, g: int) -> list[Sample]:
-        """The samples [g * group, (g + 1) * group), from distinct volumes."""
+        """The samples [g * group, (g + 1) * group), from distinct volumes, or from one."""
         rng = numpy_generator(self.seed, "group", g)
-        samples, taken = [], set[int]()
+        samples, taken = list[Sample](), set[int]()
         forest = self._all
         for position, u in enumerate(rng.random((self.spec.group, 8)).tolist()):
-            volume = forest.draw(u)
+            volume = samples[0].volume if samples and self.spec.same_volume else forest.draw(u)
             tries = 0
-            while volume in taken:
+            while volume in taken and not self.spec.same_volume:
                 tries += 1
                 v = rng.random(4).tolist()
                 volume = forest.draw(v) if tries < DRAWS else forest.remaining(taken, v[0])
@@ -233,7 +233,7 @@ class SamplingPlan:
                 f"patch size {list(patch_size)} does not fit: on some axis every volume of {names} is smaller; "
                 f"the largest usable patch is {largest.tolist()}"
             )
-        if self.spec.group > len(eligible):
+        if self.spec.group > len(eligible) and not self.spec.same_volume:
             raise ValueError(
                 f"the task draws groups of {self.spec.group} distinct volumes, but {names} has {len(eligible)} to "
                 "sample: add volumes or make the group smaller"

@@ -29,10 +29,9 @@ from ssl3d.export.report import ExportReport
 from ssl3d.export.source import Source
 from ssl3d.models.backbone import Backbone
 from ssl3d.models.init import TensorOutcome, aliases, check_finite
-from ssl3d.models.resenc import import_op
+from ssl3d.models.nnunet import import_op
 from ssl3d.seeding import mix
 
-STEM = "encoder.stem.convs.0.conv.weight"
 HEADS = ".seg_layers."
 
 
@@ -58,7 +57,8 @@ def export_nnunet(
     architecture = source.backbone.spec().architecture
     if architecture is None:
         raise ValueError(
-            f"nnU-Net has no network like {type(source.backbone).__name__}: only ResEncUNet can be exported"
+            f"nnU-Net has no network like {type(source.backbone).__name__}: "
+            "only ResEncUNet and PlainConvUNet can be exported"
         )
     user_plans = Plans.read(Path(plans)) if plans else None
     channels = _channels(source.backbone, user_plans, dataset_json, in_channels)
@@ -118,7 +118,7 @@ def fill(network: nn.Module, source: Source) -> list[TensorOutcome]:
         elif name not in encoder and not source.trained_decoder:
             outcomes.append(TensorOutcome(name, "fresh", shape, "the run did not train its decoder"))
         else:
-            value, how = _fit(given[name], shape) if name == STEM else (given[name], "")
+            value, how = _fit(given[name], shape) if name == source.backbone.stem else (given[name], "")
             with torch.no_grad():
                 target[name].copy_(value)
             outcomes.append(TensorOutcome(name, "adapted" if how else "copied", shape, how))

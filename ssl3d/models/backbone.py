@@ -56,13 +56,17 @@ class Backbone(nn.Module):
         """Encoder features -> decoder features, finest first, from scale `down_to` on, before any segmentation head."""
         raise NotImplementedError
 
+    @property
+    def pool_channels(self) -> int:
+        """Width of `pool`: that of the coarsest scale, unless a family pools more."""
+        return self.channels[-1]
+
     def pool(self, features: Sequence[Tensor]) -> Tensor:
-        """Encoder features -> (B, channels[-1]): the volume embedding used by contrast, probes and classification.
+        """Encoder features -> (B, pool_channels): the volume embedding used by contrast, probes and classification.
 
         The global average of the coarsest scale, summed in at least float32.
         """
-        x = features[-1]
-        return x.mean(dim=(2, 3, 4), dtype=torch.promote_types(x.dtype, torch.float32))
+        return global_average(features[-1])
 
     def spec(self) -> BackboneSpec:
         """Plain types that rebuild this network: `build_backbone(spec)` has equal parameter names and shapes."""
@@ -89,18 +93,43 @@ class Backbone(nn.Module):
             )
 
 
-class TokenBackbone(Backbone):
-    """A backbone of tokens: N = D*H*W / patch voxels, flattened in ONE axis order (D, H, W), row-major.
+class MaskableBackbone(Backbone):
+    """A backbone whose patch embeddings can be replaced before anything else reads them, as SimMIM does.
 
-    `patch_size` voxels per token; `embed_dim` features per token.
+    N = D*H*W / patch voxels tokens, flattened in ONE axis order (D, H, W), row-major. `patch_size` voxels per token;
+    `embed_dim` features per token. `embedded_from`: the first scale of `encode` that follows from the tokens alone
+    (scales before it also read the image). For every image x of size (D,H,W),
+    `encode_embedded(embed(x), grid((D,H,W)))` equals `encode(x)[embedded_from:]`.
     """
 
     patch_size: Size3
     embed_dim: int
+    embedded_from: int = 0
 
     def embed(self, x: Tensor) -> Tensor:
         """(B,C,D,H,W) -> (B,N,embed_dim): content only, no positions."""
         raise NotImplementedError
+
+    def encode_embedded(self, tokens: Tensor, grid: Size3, coarsest: bool = False) -> list[Tensor]:
+        """Content tokens (B,N,embed_dim) on a token grid (D,H,W) -> the scales of `encode` from `embedded_from` on.
+
+        Adds positions itself, so that content can be a mask token. `coarsest`: compute and return the last scale alone.
+        """
+        raise NotImplementedError
+
+    def embedded_parameter_names(self, coarsest: bool = False) -> set[str]:
+        """Names of the parameters that `embed` and `encode_embedded(coarsest=...)` use; the encoder's unless said."""
+        return self.encoder_parameter_names()
+
+    def grid(self, size: Sequence[int]) -> Size3:
+        """Token grid (D,H,W) of an image of `size` voxels. Raises ValueError as `check_size`."""
+        self.check_size(size)
+        d, h, w = (n // p for n, p in zip(size, self.patch_size))
+        return (d, h, w)
+
+
+class TokenBackbone(MaskableBackbone):
+    """A backbone of tokens in one scale: a transformer whose every block sees all tokens that it is given."""
 
     def positions(self, grid: Size3) -> Tensor:
         """(N, embed_dim) for a token grid (D,H,W), interpolated to any grid, non-cubic too."""
@@ -122,11 +151,34 @@ class TokenBackbone(Backbone):
         """
         raise NotImplementedError
 
-    def grid(self, size: Sequence[int]) -> Size3:
-        """Token grid (D,H,W) of an image of `size` voxels."""
-        self.check_size(size)
-        d, h, w = (n // p for n, p in zip(size, self.patch_size))
-        return (d, h, w)
+    def encode_embedded(self, tokens: Tensor, grid: Size3, coarsest: bool = False) -> list[Tensor]:
+        """(B,N,embed_dim) -> [(B,embed_dim,D/p,H/p,W/p)]: the normalised tokens of the last block, on their grid."""
+        return [self.blocks(tokens, grid)[0].transpose(1, 2).unflatten(2, grid)]
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """(B,C,D,H,W) -> [(B,embed_dim,D/p,H/p,W/p)]: the normalised tokens of the last block, on their grid."""
+        return self.encode_embedded(self.embed(x), self.grid(x.shape[2:]))
+
+
+def check_image(backbone: Backbone, x: Tensor) -> None:
+    """Raise ValueError when `x` (B,C,D,H,W) has another number of channels or a size that `backbone` cannot take."""
+    if x.shape[1] != backbone.in_channels:
+        raise ValueError(f"the image has {x.shape[1]} channels, the model model.in_channels={backbone.in_channels}")
+    backbone.check_size(x.shape[2:])
+
+
+def check_normalisable(backbone: Backbone, size: Sequence[int]) -> None:
+    """Raise ValueError when the coarsest scale of an image of `size` (D,H,W) is one voxel: instance norm needs two."""
+    if all(n == s for n, s in zip(size, backbone.total_stride)):
+        raise ValueError(
+            f"input size {tuple(size)}: the coarsest scale would be a single voxel, which instance norm cannot "
+            "normalise; make one axis twice as long"
+        )
+
+
+def global_average(x: Tensor) -> Tensor:
+    """(B,C,D,H,W) -> (B,C), summed in at least float32."""
+    return x.mean(dim=(2, 3, 4), dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def build_backbone(spec: BackboneSpec) -> Backbone:

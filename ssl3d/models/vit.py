@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl3d.models.backbone import BackboneSpec, TokenBackbone
+from ssl3d.models.backbone import BackboneSpec, TokenBackbone, check_image
 from ssl3d.regions import Size3
 
 # (features, blocks, heads); S, B and L are those of Dosovitskiy et al., `tiny` is made for CPUs.
@@ -111,9 +111,7 @@ class ViT(TokenBackbone):
 
     def embed(self, x: Tensor) -> Tensor:
         """(B,C,D,H,W) -> (B,N,embed_dim), tokens in (D,H,W) order. Raises ValueError on a wrong size or channels."""
-        if x.shape[1] != self.in_channels:
-            raise ValueError(f"the image has {x.shape[1]} channels, the model model.in_channels={self.in_channels}")
-        self.check_size(x.shape[2:])
+        check_image(self, x)
         return self.patch_embed(x).flatten(2).transpose(1, 2)
 
     def positions(self, grid: Size3) -> Tensor:
@@ -152,11 +150,6 @@ class ViT(TokenBackbone):
             x = block(x)
             outputs.append(x)
         return [self.norm(x)] if layers is None else [outputs[i] for i in layers]
-
-    def encode(self, x: Tensor) -> list[Tensor]:
-        """(B,C,D,H,W) -> [(B, embed_dim, D/p, H/p, W/p)]: the normalised tokens of the last block, on their grid."""
-        grid = self.grid(x.shape[2:])
-        return [self.blocks(self.embed(x), grid)[0].transpose(1, 2).unflatten(2, grid)]
 
     def decode(self, features: Sequence[Tensor], down_to: int = 0) -> list[Tensor]:
         """The token grid -> feature maps of strides 1, 2, ... below the patch, finest first, from `down_to` on."""

@@ -7,24 +7,27 @@ convolutional networks: hidden voxels are zero after z-normalisation, L2 on what
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from ssl3d.augment import Compose, centre_crop
 from ssl3d.losses.masked import masked_mse
 from ssl3d.models.backbone import Backbone, TokenBackbone
-from ssl3d.regions import RegionBatch, RegionSpec, Size3
+from ssl3d.regions import RegionBatch, RegionSpec
+from ssl3d.tasks.mask_strategies import MaskStrategy
 from ssl3d.tasks.masking import BlockMask, as_size3
+from ssl3d.tasks.targets import check_whole_blocks, normalised_blocks
 from ssl3d.tasks.task import PretextTask
+from ssl3d.tasks.tokens import TokenDecoder, freeze_all_but
 
 
 class MAE(PretextTask):
     """Hides `mask_ratio` of the blocks of `mask_block` voxels and rebuilds them; L2 on hidden, valid voxels only.
 
     `patch_size`: voxels (D,H,W) the network sees. `augment`: applied before masking (its reach sets what is read).
-    `mask_value`: what hidden voxels are set to, in normalised units; 0 is the mean.
+    `mask_value`: what hidden voxels are set to, in normalised units; 0 is the mean. `mask_strategy`: which blocks are
+    hidden (ssl3d.tasks.mask_strategies); uniformly random ones when null. `normalise_target`: rebuild each block with
+    its own mean and deviation taken out, instead of the image.
 
     Convolutional backbones see the whole patch with hidden voxels replaced, and rebuild it with their own decoder and
     a 1x1x1 convolution. Token backbones encode the visible tokens only (`decoder_depth` light transformer layers of
@@ -43,12 +46,17 @@ class MAE(PretextTask):
         mask_value: float = 0.0,
         decoder_dim: int = 192,
         decoder_depth: int = 2,
+        mask_strategy: MaskStrategy | None = None,
+        normalise_target: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.input_size = as_size3("patch_size", patch_size)
-        self.mask = BlockMask(mask_ratio, mask_block)
+        self.mask = BlockMask(mask_ratio, mask_block, mask_strategy)
         self.mask.check(self.input_size)
+        if normalise_target:
+            check_whole_blocks(self.input_size, self.mask.block)
+        self.normalise_target = normalise_target
         self.augment = augment
         self.mask_value = mask_value
         self.region = RegionSpec(augment.reach(self.input_size) if augment else self.input_size)
@@ -59,7 +67,7 @@ class MAE(PretextTask):
         self.rebuild: nn.Module
         if isinstance(backbone, TokenBackbone):
             self.needs_decoder = False
-            freeze_decoder(backbone)  # it plays no part here: DDP would wait for its gradients
+            freeze_all_but(backbone, backbone.encoder_parameter_names())
             self.rebuild = TokenDecoder(backbone, self.mask, self.input_size, decoder_dim, decoder_depth)
         elif backbone.decoder_channels:
             self.needs_decoder = True
@@ -70,17 +78,18 @@ class MAE(PretextTask):
     def forward(self, batch: RegionBatch, preview: bool = False) -> dict[str, Tensor]:
         """Normalised batch -> loss, `masked_share` and `valid_share` (of voxels); with `preview` also pictures."""
         batch, _ = (self.augment or centre_crop)(batch, self.input_size)
-        blocks = self.mask.draw_blocks(batch.seed, batch.size).to(batch.image.device, non_blocking=True)
+        blocks = self.mask.draw(batch)
         hidden = self.mask.voxels(blocks, batch.size)
         prediction = self.predict(batch.image, blocks)
         valid = batch.valid_mask()
+        target = normalised_blocks(batch.image, self.mask.block, valid) if self.normalise_target else batch.image
         result = {
-            "loss": masked_mse(prediction, batch.image, hidden & valid),
+            "loss": masked_mse(prediction, target, hidden & valid),
             "masked_share": hidden.float().mean(),
             "valid_share": valid.float().mean(),
         }
         if preview:
-            result |= pictures(batch.image, hidden, prediction.detach())
+            result |= pictures(batch.image, hidden, prediction.detach(), target)
         return result
 
     def predict(self, image: Tensor, blocks: Tensor) -> Tensor:
@@ -93,82 +102,22 @@ class MAE(PretextTask):
         return self.rebuild(self.backbone.decode(self.backbone.encode(visible))[0])
 
 
-def freeze_decoder(backbone: Backbone) -> None:
-    """Mark what is no encoder as not trained."""
-    encoder = backbone.encoder_parameter_names()
-    for name, parameter in backbone.named_parameters():
-        parameter.requires_grad_(name in encoder)
-
-
-class TokenDecoder(nn.Module):
-    """Encodes visible tokens, fills mask tokens in between, and rebuilds voxels with a light transformer.
-
-    Shapes: N tokens of the patch, K of them visible (the same K for every sample), C features, P voxels a token.
-    Raises ValueError naming `mask_block` unless it is a multiple of the token and divides the patch.
-    """
-
-    def __init__(self, backbone: TokenBackbone, mask: BlockMask, size: Size3, dim: int, depth: int) -> None:
-        super().__init__()
-        token = backbone.patch_size
-        if any(b % t or n % b for n, b, t in zip(size, mask.block, token)):
-            raise ValueError(
-                f"mask_block={list(mask.block)}: must be a multiple of the backbone's token {list(token)} "
-                f"and divide the patch {list(size)}"
-            )
-        if dim < 32 or dim % 32:
-            raise ValueError(f"decoder_dim={dim}: must be a multiple of 32 (the width of an attention head)")
-        if depth < 1:
-            raise ValueError(f"decoder_depth={depth}: at least 1")
-        self.token = token
-        self.block = mask.block
-        voxels = math.prod(token)
-        tokens_a_block = math.prod(mask.block) // voxels
-        self.visible = (math.prod(mask.grid(size)) - mask.count(size)) * tokens_a_block  # K
-        self.enter = nn.Linear(backbone.embed_dim, dim)
-        self.place = nn.Linear(backbone.embed_dim, dim, bias=False)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
-        layer = nn.TransformerEncoderLayer(
-            dim, dim // 32, 4 * dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.layers = nn.TransformerEncoder(layer, depth, norm=nn.LayerNorm(dim), enable_nested_tensor=False)
-        self.leave = nn.Linear(dim, backbone.in_channels * voxels)
-
-    def forward(self, backbone: TokenBackbone, visible: Tensor, blocks: Tensor) -> Tensor:
-        """Masked image (B,C,D,H,W) and hidden blocks (B,gD,gH,gW) -> rebuilt image (B,C,D,H,W)."""
-        grid = backbone.grid(visible.shape[2:])
-        for axis, (b, t) in enumerate(zip(self.block, self.token), start=1):
-            blocks = blocks.repeat_interleave(b // t, dim=axis)
-        hidden = blocks.flatten(1)  # (B,N), row-major over (D,H,W) as the tokens are
-        index = hidden.to(torch.uint8).argsort(dim=1, stable=True)[:, : self.visible]  # (B,K), in the tokens' order
-        tokens = backbone.embed(visible)
-        tokens = tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
-        entered = self.enter(backbone.blocks(tokens, grid, index=index)[-1])
-        x = self.mask_token.to(entered.dtype).expand(*hidden.shape, -1)
-        x = x.scatter(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]), entered)
-        x = self.layers(x + self.place(backbone.positions(grid)))
-        return unpatchify(self.leave(x), grid, self.token)
-
-
-def unpatchify(tokens: Tensor, grid: Size3, token: Size3) -> Tensor:
-    """(B, N, C*P) with N = grid D*H*W and P = token voxels, both row-major -> (B,C,D,H,W)."""
-    x = tokens.unflatten(2, (-1, *token)).unflatten(1, grid)  # (B, gD,gH,gW, C, pD,pH,pW)
-    x = x.permute(0, 4, 1, 5, 2, 6, 3, 7)
-    return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
-
-
-def pictures(image: Tensor, hidden: Tensor, prediction: Tensor) -> dict[str, Tensor]:
+def pictures(image: Tensor, hidden: Tensor, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
     """Middle axial slices of the first channel, (B,H,W) in [0,1]: input, masked, and rebuilt with the visible pasted.
 
-    One grey scale for all three: from the darkest to the brightest voxel of the sample's input.
+    One grey scale a sample, from the darkest to the brightest voxel of its input; the rebuilt picture, of its `target`.
     """
     middle = image.shape[2] // 2
-    original, rebuilt = (x[:, 0, middle].float() for x in (image, prediction))
     covered = hidden[:, 0, middle]
-    low, high = image[:, 0].float().flatten(1).aminmax(dim=1)
-    low, span = low[:, None, None], (high - low).clamp(min=1e-6)[:, None, None]
+
+    def scaled(x: Tensor, by: Tensor) -> Tensor:
+        low, high = by[:, 0].float().flatten(1).aminmax(dim=1)
+        low, span = low[:, None, None], (high - low).clamp(min=1e-6)[:, None, None]
+        return ((x - low) / span).clamp(0, 1)
+
+    original, rebuilt, aim = (x[:, 0, middle].float() for x in (image, prediction, target))
     return {
-        "preview/input": ((original - low) / span).clamp(0, 1),
-        "preview/masked": ((original - low) / span).clamp(0, 1).masked_fill(covered, 0.5),
-        "preview/rebuilt": ((torch.where(covered, rebuilt, original) - low) / span).clamp(0, 1),
+        "preview/input": scaled(original, image),
+        "preview/masked": scaled(original, image).masked_fill(covered, 0.5),
+        "preview/rebuilt": scaled(torch.where(covered, rebuilt, aim), target),
     }

@@ -21,6 +21,11 @@ class Objective(nn.Module):
     needs_decoder: bool = False
     spans_batch: bool = False  # the loss pairs samples over the whole optimiser step: accumulation > 1 is refused
 
+    @property
+    def placed_size(self) -> Size3:
+        """Voxels (D,H,W) that are placed inside a volume when a region is drawn: the input, unless a task says more."""
+        return self.input_size
+
     def forward(self, batch: RegionBatch, preview: bool = False) -> dict[str, Tensor]:
         """Normalised batch -> {"loss": scalar, ...}: "loss" is optimised, other scalars are logged.
 

@@ -175,3 +175,32 @@ def test_reach():
 def test_values_out_of_range_name_their_key(key, value):
     with pytest.raises(ValueError, match=rf"^{key}="):
         SpatialTransform(**{key: value})
+
+
+@pytest.mark.parametrize("turn", [0.0, 1.0])
+def test_shifts_are_whole_voxels_that_the_geometry_knows(turn):
+    transform = SpatialTransform(
+        rotation=20, p_rotation=turn, p_scale=0, shift=(0.5, 0.25, 0), max_reach=3, spacing=(3, 1, 0.8)
+    )
+    coefficients = torch.tensor([[0.05, 0.0, 0.0], [0.0, 0.03, 0.0], [0.01, -0.02, 0.04]])
+    batch = paint(region(transform, batch=60), coefficients)
+    views = [transform(batch, SIZE, view) for view in (0, 1)]
+    middle = torch.tensor([[(n - 1) / 2 for n in SIZE]])
+    centres = [middle @ g.matrix[:, :3, :3].mT + g.matrix[:, None, :3, 3] for _, g in views]
+    moved = centres[0][:, 0] - torch.tensor([(n - 1) / 2 for n in batch.size])
+    limit = torch.tensor([8.0, 8.0, 0.0])
+    assert (moved.abs() <= limit + 1e-3).all() and (moved.abs().amax(0) > 0.8 * limit - 1e-3).all()
+    torch.testing.assert_close(moved, moved.round(), rtol=0, atol=1e-3)
+    assert not torch.allclose(centres[0], centres[1]), "views have places of their own"
+    for out, geometry in views:
+        assert out.valid is None or out.valid.all()
+        expected = torch.einsum("ci,bdhwi->bcdhw", coefficients, geometry.source_points())
+        torch.testing.assert_close(out.image, expected, rtol=0, atol=1e-4)
+
+
+def test_a_shift_never_leaves_the_region():
+    transform = SpatialTransform(p_rotation=0, p_scale=0, shift=2.0, max_reach=1.25)
+    assert transform.reach(SIZE) == (20, 40, 30)
+    _, geometry = transform(region(transform, batch=30), SIZE)
+    points = geometry.source_points().flatten(1, 3)
+    assert points.min() >= 0 and (points.amax(1) <= torch.tensor([19.0, 39, 29])).all()

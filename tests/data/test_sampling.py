@@ -186,3 +186,14 @@ def test_a_small_volume_chosen_alone_is_padded_not_refused(make_store):
     plan = SamplingPlan([store], RegionSpec(size), 0, include={store.cell("subject", smallest)})
     assert plan.sample(0).row == smallest
     assert plan.sample(0).start[0] == -((size[0] - shapes[smallest][0]) // 2)
+
+
+def test_groups_of_one_volume_have_places_of_their_own(make_store):
+    store = open_store(make_store(2))
+    plan = SamplingPlan([store], RegionSpec((2, 3, 2), group=4, same_volume=True), seed=0)
+    groups = [plan.group(g) for g in range(40)]
+    assert {s.row for group in groups for s in group} == {0, 1}
+    for g, group in enumerate(groups):
+        assert len({s.row for s in group}) == 1 and len({s.seed for s in group}) == 4
+        assert [plan.sample(4 * g + k) for k in range(4)] == group
+    assert np.mean([len({s.start for s in group}) for group in groups]) > 2

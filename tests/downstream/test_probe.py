@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import minimize
 from shapes_store import NETWORK, suite_values
 
-from downstream.heads import upsample
+from ssl3d.models.heads import upsample
 from downstream.inference import predict, read_image
 from downstream.plan import probe_cells
 from downstream.probe import class_indices, fit, run_probe, sample_voxels, stack, voxel_features

@@ -8,7 +8,7 @@ import torch
 from shapes_store import NETWORK, write_run
 
 from downstream.finetune import recipe
-from downstream.heads import StageHead, VoxelHead, make_head
+from ssl3d.models.heads import StageHead, VoxelHead, make_head
 from downstream.segmentation import Segmentation, dice_ce
 from ssl3d import config
 from ssl3d.models.resenc import ResEncUNet

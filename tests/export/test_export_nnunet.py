@@ -8,7 +8,7 @@ import pytest
 import torch
 from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 
-from ssl3d.export.nnunet import STEM, build_network, export_nnunet
+from ssl3d.export.nnunet import build_network, export_nnunet
 from ssl3d.export.nnunet_plans import CONFIGURATION, fit_patch
 from ssl3d.export.source import Source
 from ssl3d.models.init import aliases
@@ -99,10 +99,10 @@ def test_stem_for_more_channels(backbone, tmp_path):
     weights = load(tmp_path / "checkpoint.pth")
     network = nnunets_network(tmp_path, 3)
     nnunet_loads(network, weights)
-    stem = backbone.state_dict()[STEM]
-    for name in next(g for n, g in aliases(network).items() if n == STEM):
+    stem = backbone.state_dict()[ResEncUNet.stem]
+    for name in next(g for n, g in aliases(network).items() if n == ResEncUNet.stem):
         assert torch.equal(weights[name], stem.repeat(1, 3, 1, 1, 1) / 3)
-    assert report.names("adapted") == [STEM]
+    assert report.names("adapted") == [ResEncUNet.stem]
     assert "repeated over 3 channels" in report.text()
     x = torch.randn(1, 1, 8, 8, 16)  # the same scan in every channel gives what the run's network gave
     for a, b in zip(network.encoder(x.repeat(1, 3, 1, 1, 1)), backbone.encode(x)):
@@ -115,7 +115,7 @@ def test_channels_from_dataset_json_and_plans(backbone, plans_file, tmp_path):
     old.write_text(json.dumps({"modality": {"0": "MRI"}}))
     out = tmp_path / "out"
     assert export_nnunet(backbone, out, dataset_json=new).provenance["in_channels"] == 2
-    assert load(out / "checkpoint.pth")[STEM].shape[1] == 2
+    assert load(out / "checkpoint.pth")[ResEncUNet.stem].shape[1] == 2
     assert export_nnunet(backbone, out, dataset_json=old).provenance["in_channels"] == 1
     assert export_nnunet(backbone, out, plans=plans_file(2), dataset_json=new).provenance["in_channels"] == 2
     with pytest.raises(ValueError, match=r"contradictory: --in-channels says 3, .* says 2"):

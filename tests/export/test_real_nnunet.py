@@ -8,7 +8,7 @@ import pytest
 import torch
 from nnunet_client import DATASET, Client, install
 
-from ssl3d.export.nnunet import STEM, export_nnunet
+from ssl3d.export.nnunet import export_nnunet
 from ssl3d.export.source import Source
 from ssl3d.models.init import aliases
 from ssl3d.models.resenc import ResEncUNet
@@ -54,7 +54,7 @@ def assert_started_from(client: Client, backbone: ResEncUNet, adapted: torch.Ten
         if ".seg_layers." in name:
             continue
         own = name.removeprefix("decoder.") if name.startswith("decoder.encoder.") else name
-        wanted = adapted if adapted is not None and own in aliases(backbone)[STEM] else ours[own]
+        wanted = adapted if adapted is not None and own in aliases(backbone)[ResEncUNet.stem] else ours[own]
         assert torch.equal(value, wanted), name
         seen.add(own)
     assert seen == set(ours)
@@ -86,7 +86,7 @@ def test_nnunet_takes_its_own_large_network(environment, tmp_path, channels):
         Source(backbone, provenance=PROVENANCE), out, plans=client.preprocessed / "nnUNetResEncUNetLPlans.json"
     )
     into_own_plans, into_whole_plans = commands(out, "nnUNetv2_train")
-    stem = backbone.state_dict()[STEM]
+    stem = backbone.state_dict()[ResEncUNet.stem]
     adapted = stem.repeat(1, channels, 1, 1, 1) / channels
     client.train(into_own_plans, out)
     assert_started_from(client, backbone, adapted)

@@ -13,7 +13,8 @@ from ssl3d.models.backbone import Backbone
 from ssl3d.models.resenc import ResEncUNet
 from ssl3d.models.vit import ViT
 from ssl3d.regions import RegionBatch
-from ssl3d.tasks.mae import MAE, TokenDecoder, unpatchify
+from ssl3d.tasks.mae import MAE
+from ssl3d.tasks.tokens import TokenDecoder, unpatchify
 from ssl3d.testing.task import TaskTests
 from ssl3d.testing.toys import TinyUNet, make_batch
 
@@ -32,7 +33,7 @@ def tiny_vit() -> ViT:
 
 
 def hidden_voxels(task: MAE, batch: RegionBatch) -> Tensor:
-    return task.mask.voxels(task.mask.draw_blocks(batch.seed, task.input_size), task.input_size)
+    return task.mask.voxels(task.mask.draw(batch), task.input_size)
 
 
 class TestMAE(TaskTests):
@@ -100,7 +101,7 @@ def test_tokens_the_encoder_sees_are_the_complement_of_the_loss():
     task = MAE(ViT("tiny", patch_size=(4, 4, 8)), PATCH, mask_block=BLOCK, decoder_dim=32, decoder_depth=1)
     assert isinstance(task.rebuild, TokenDecoder)
     image = batch.image.clone().requires_grad_()
-    blocks = task.mask.draw_blocks(batch.seed, PATCH)
+    blocks = task.mask.draw(batch)
     task.predict(image, blocks).square().sum().backward()
     assert image.grad is not None
     assert torch.equal(image.grad != 0, ~hidden_voxels(task, batch))
@@ -120,7 +121,7 @@ def test_rebuilt_tokens_stand_at_their_own_place():
     assert isinstance(task.rebuild, TokenDecoder)
     task.rebuild.layers = torch.nn.Identity()  # type: ignore[assignment]
     batch = make_batch((8, 16, 24), batch=2)
-    blocks = task.mask.draw_blocks(batch.seed, task.input_size)
+    blocks = task.mask.draw(batch)
     with torch.no_grad():
         first, second = task.predict(batch.image, blocks)
     both = hidden_voxels(task, batch).all(0).expand_as(first)

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ssl3d.regions import RegionBatch
 from ssl3d.tasks.masking import BlockMask
+from ssl3d.testing.toys import make_batch
+
+
+def seeded(seeds, size) -> RegionBatch:
+    """One image under many seeds."""
+    batch = make_batch(size, batch=1)
+    return batch._map(lambda t: t.expand(len(seeds), *t.shape[1:])).replace(seed=seeds)
 
 
 @pytest.mark.parametrize("ratio", [0.01, 0.3, 0.6, 0.75, 0.99])
@@ -13,7 +21,7 @@ from ssl3d.tasks.masking import BlockMask
 def test_ratio_is_exact_for_every_sample(ratio, size, block):
     mask = BlockMask(ratio, block)
     mask.check(size)
-    blocks = mask.draw_blocks(torch.arange(20), size)
+    blocks = mask.draw(seeded(torch.arange(20), size))
     d, h, w = mask.block
     total = -(-size[0] // d) * -(-size[1] // h) * -(-size[2] // w)
     expected = min(max(round(ratio * total), 1), total - 1)
@@ -23,7 +31,7 @@ def test_ratio_is_exact_for_every_sample(ratio, size, block):
 def test_voxels_are_whole_blocks_and_the_last_is_smaller():
     mask = BlockMask(0.5, (4, 8, 16))
     size = (10, 8, 40)
-    blocks = mask.draw_blocks(torch.arange(3), size)
+    blocks = mask.draw(seeded(torch.arange(3), size))
     voxels = mask.voxels(blocks, size)
     assert voxels.shape == (3, 1, *size) and voxels.dtype == torch.bool
     for d in range(10):
@@ -34,10 +42,10 @@ def test_voxels_are_whole_blocks_and_the_last_is_smaller():
 def test_a_mask_depends_on_its_seed_alone():
     mask, size = BlockMask(0.6, 4), (16, 8, 12)
     seeds = torch.randint(2**62, (50,))
-    together = mask.draw_blocks(seeds, size)
-    assert torch.equal(mask.draw_blocks(seeds[[7, 3]], size), together[[7, 3]])
+    together = mask.draw(seeded(seeds, size))
+    assert torch.equal(mask.draw(seeded(seeds[[7, 3]], size)), together[[7, 3]])
     assert len({tuple(m.flatten().tolist()) for m in together}) == 50
-    share = mask.draw_blocks(torch.arange(2000), size).float().mean(0)
+    share = mask.draw(seeded(torch.arange(2000), size)).float().mean(0)
     assert (share - 14 / 24).abs().max() < 0.06, "every block is hidden equally often"
 
 

@@ -1,0 +1,76 @@
+"""Tokens and voxels: fill in hidden tokens, fold tokens back into an image; and freeze what a task does not train."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+
+from ssl3d.models.backbone import Backbone, TokenBackbone
+from ssl3d.regions import Size3
+from ssl3d.tasks.masking import BlockMask
+
+
+def freeze_all_but(backbone: Backbone, trained: Collection[str]) -> None:
+    """Mark the parameters that are not in `trained` as not trained: DDP would wait for their gradients for ever."""
+    for name, parameter in backbone.named_parameters():
+        parameter.requires_grad_(name in trained)
+
+
+class TokenDecoder(nn.Module):
+    """Encodes visible tokens, fills mask tokens in between, and rebuilds voxels with a light transformer.
+
+    Shapes: N tokens of the patch, K of them visible (the same K for every sample), C features, P voxels a token.
+    Raises ValueError naming `mask_block` unless it is a multiple of the token and divides the patch.
+    """
+
+    def __init__(self, backbone: TokenBackbone, mask: BlockMask, size: Size3, dim: int, depth: int) -> None:
+        super().__init__()
+        token = backbone.patch_size
+        if any(b % t or n % b for n, b, t in zip(size, mask.block, token)):
+            raise ValueError(
+                f"mask_block={list(mask.block)}: must be a multiple of the backbone's token {list(token)} "
+                f"and divide the patch {list(size)}"
+            )
+        if dim < 32 or dim % 32:
+            raise ValueError(f"decoder_dim={dim}: must be a multiple of 32 (the width of an attention head)")
+        if depth < 1:
+            raise ValueError(f"decoder_depth={depth}: at least 1")
+        self.token = token
+        self.block = mask.block
+        voxels = math.prod(token)
+        tokens_a_block = math.prod(mask.block) // voxels
+        self.visible = (math.prod(mask.grid(size)) - mask.count(size)) * tokens_a_block  # K
+        self.enter = nn.Linear(backbone.embed_dim, dim)
+        self.place = nn.Linear(backbone.embed_dim, dim, bias=False)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        layer = nn.TransformerEncoderLayer(
+            dim, dim // 32, 4 * dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(layer, depth, norm=nn.LayerNorm(dim), enable_nested_tensor=False)
+        self.leave = nn.Linear(dim, backbone.in_channels * voxels)
+
+    def forward(self, backbone: TokenBackbone, visible: Tensor, blocks: Tensor) -> Tensor:
+        """Masked image (B,C,D,H,W) and hidden blocks (B,gD,gH,gW) -> rebuilt image (B,C,D,H,W)."""
+        grid = backbone.grid(visible.shape[2:])
+        for axis, (b, t) in enumerate(zip(self.block, self.token), start=1):
+            blocks = blocks.repeat_interleave(b // t, dim=axis)
+        hidden = blocks.flatten(1)  # (B,N), row-major over (D,H,W) as the tokens are
+        index = hidden.to(torch.uint8).argsort(dim=1, stable=True)[:, : self.visible]  # (B,K), in the tokens' order
+        tokens = backbone.embed(visible)
+        tokens = tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+        entered = self.enter(backbone.blocks(tokens, grid, index=index)[-1])
+        x = self.mask_token.to(entered.dtype).expand(*hidden.shape, -1)
+        x = x.scatter(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]), entered)
+        x = self.layers(x + self.place(backbone.positions(grid)))
+        return unpatchify(self.leave(x), grid, self.token)
+
+
+def unpatchify(tokens: Tensor, grid: Size3, token: Size3) -> Tensor:
+    """(B, N, C*P) with N = grid D*H*W and P = token voxels, both row-major -> (B,C,D,H,W)."""
+    x = tokens.unflatten(2, (-1, *token)).unflatten(1, grid)  # (B, gD,gH,gW, C, pD,pH,pW)
+    x = x.permute(0, 4, 1, 5, 2, 6, 3, 7)
+    return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)

@@ -1,0 +1,99 @@
+"""Every task on two gloo ranks with half of the batch each equals one rank with the whole: loss and gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ssl3d.augment import Compose, GaussianNoise, SpatialTransform
+from ssl3d.models.vit import ViT
+from ssl3d.regions import RegionBatch
+from ssl3d.tasks.mae import MAE
+from ssl3d.tasks.models_genesis import ModelsGenesis
+from ssl3d.tasks.position import PositionRegression
+from ssl3d.tasks.simclr import SimCLR
+from ssl3d.tasks.simmim import SimMIM
+from ssl3d.tasks.task import PretextTask
+from ssl3d.tasks.vicreg import VICReg
+from ssl3d.tasks.voco import VoCo
+from ssl3d.tasks.volume_fusion import VolumeFusion
+from ssl3d.testing.toys import TinyUNet, make_batch
+
+SIZE, RANKS = (8, 16, 24), 2
+VIEWS = Compose([SpatialTransform(p_rotation=1, shift=0.2), GaussianNoise(p=1)])
+TASKS: dict[str, Callable[[], PretextTask]] = {
+    "MAE": lambda: MAE(TinyUNet(), SIZE, mask_block=(2, 4, 4), augment=VIEWS),
+    "MAE on tokens": lambda: MAE(ViT("tiny", patch_size=(2, 4, 4)), SIZE, mask_block=(2, 4, 4), decoder_dim=32),
+    "SimMIM": lambda: SimMIM(ViT("tiny", patch_size=(2, 4, 4)), SIZE, mask_block=(2, 4, 4)),
+    "PositionRegression": lambda: PositionRegression(TinyUNet(), SIZE, mask_share=0.5, augment=VIEWS),
+    "VolumeFusion": lambda: VolumeFusion(TinyUNet(), SIZE, smallest=2, largest=(4, 8, 8)),
+    "ModelsGenesis": lambda: ModelsGenesis(TinyUNet(), SIZE),
+    "SimCLR": lambda: SimCLR(TinyUNet(), SIZE, VIEWS, hidden_dim=16, out_dim=8),
+    "VICReg": lambda: VICReg(TinyUNet(), SIZE, VIEWS, hidden_dim=16, out_dim=8),
+    "VoCo v1": lambda: VoCo(TinyUNet(), (8, 4, 6), grid=(1, 3, 2), hidden_dim=16),
+    "VoCo v2": lambda: VoCo(TinyUNet(), (8, 4, 6), grid=(1, 3, 2), version="v2", hidden_dim=16),
+}
+
+
+class Whole(nn.Module):
+    """Tensors in and out for DDP."""
+
+    def __init__(self, task: PretextTask) -> None:
+        super().__init__()
+        self.task = task
+
+    def forward(self, batch: list[RegionBatch]) -> Tensor:
+        return self.task(batch[0])["loss"]
+
+
+def prepared(name: str) -> tuple[Whole, RegionBatch]:
+    """The task in float64 and a batch of four, without padding: a mean over voxels is one over samples then."""
+    torch.manual_seed(0)
+    task = TASKS[name]().double().train()
+    batch = make_batch(task.region.size, batch=4)
+    return Whole(task), batch.replace(image=batch.image.double())
+
+
+def gradients(module: nn.Module) -> dict[str, Tensor]:
+    return {n.removeprefix("module."): p.grad for n, p in module.named_parameters() if p.grad is not None}
+
+
+def worker(number: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=number, world_size=RANKS)
+    for name in TASKS:
+        model, batch = prepared(name)
+        ddp = DistributedDataParallel(model)
+        loss = ddp([batch[2 * number : 2 * number + 2]])
+        loss.backward()
+        total = loss.detach().clone()
+        distributed.all_reduce(total)
+        torch.save((total / RANKS, gradients(ddp)), Path(folder, f"{name} {number}.pt"))
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_ranks_equal_one(tmp_path):
+    mp.spawn(worker, args=(str(tmp_path),), nprocs=RANKS)
+    for name in TASKS:
+        model, batch = prepared(name)
+        loss = model([batch])
+        loss.backward()
+        expected = gradients(model)
+        for number in range(RANKS):
+            total, found = torch.load(tmp_path / f"{name} {number}.pt")
+            torch.testing.assert_close(total, loss.detach(), rtol=1e-9, atol=0, msg=f"{name}: the loss differs")
+            assert found.keys() == expected.keys(), name
+            for key, gradient in found.items():
+                scale = expected[key].abs().max().item()
+                torch.testing.assert_close(
+                    gradient, expected[key], rtol=1e-9, atol=1e-9 * scale + 1e-14,
+                    msg=lambda m, name=name, key=key: f"{name}, {key}: {m}",
+                )  # fmt: skip
