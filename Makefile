@@ -37,7 +37,8 @@ bench: $(STAMP) ## loader, conversion and step benchmarks; JSON and tables in be
 	@$(BIN)/python benchmarks/bench_convert.py
 	@$(BIN)/python benchmarks/bench_step.py
 
-constraints: $(STAMP) ## pin every dependency again, for all pythons and platforms; UPGRADE=--upgrade takes newer ones
+constraints: ## pin every dependency again, for all pythons and platforms; UPGRADE=--upgrade takes newer ones
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)  # no install: the old pins may not fit setup.cfg any more
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --universal --python-version 3.11 --all-extras --no-header --no-annotate $(UPGRADE) \
 		--output-file constraints.txt setup.cfg
