@@ -22,11 +22,11 @@ from torch.nn import functional as F
 
 from downstream.arms import Arm
 from downstream.context import Cell, Context
-from ssl3d.models.heads import StageHead
 from downstream.inference import pad_to, predict, read_image, read_whole, window_starts
 from downstream.scoring import finish, keep_picture, score_case
 from ssl3d.data.format import LABELS, VALID
 from ssl3d.models.backbone import Backbone
+from ssl3d.models.heads import StageHead
 from ssl3d.regions import Size3
 from ssl3d.seeding import numpy_generator
 

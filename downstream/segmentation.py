@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl3d.models.heads import make_head
 from ssl3d.augment import Compose
 from ssl3d.models.backbone import Backbone
+from ssl3d.models.heads import make_head
 from ssl3d.regions import RegionBatch, RegionSpec, Size3
 from ssl3d.tasks.task import Objective
 

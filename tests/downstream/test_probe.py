@@ -8,7 +8,6 @@ import torch
 from scipy.optimize import minimize
 from shapes_store import NETWORK, suite_values
 
-from ssl3d.models.heads import upsample
 from downstream.inference import predict, read_image
 from downstream.plan import probe_cells
 from downstream.probe import class_indices, fit, run_probe, sample_voxels, stack, voxel_features
@@ -16,6 +15,7 @@ from downstream.results import read_cell
 from downstream.setup import prepare
 from downstream.suite import load_suite
 from ssl3d.data.store import open_store
+from ssl3d.models.heads import upsample
 from ssl3d.models.resenc import ResEncUNet
 
 WINDOW = (16, 24, 12)

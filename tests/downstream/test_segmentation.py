@@ -8,9 +8,9 @@ import torch
 from shapes_store import NETWORK, write_run
 
 from downstream.finetune import recipe
-from ssl3d.models.heads import StageHead, VoxelHead, make_head
 from downstream.segmentation import Segmentation, dice_ce
 from ssl3d import config
+from ssl3d.models.heads import StageHead, VoxelHead, make_head
 from ssl3d.models.resenc import ResEncUNet
 from ssl3d.regions import RegionBatch
 

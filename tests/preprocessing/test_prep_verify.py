@@ -23,7 +23,8 @@ def _sources(root, n=4):
 
 
 def _bytes(root):
-    return {str(f.relative_to(root)): f.read_bytes() for f in sorted(root.rglob("*")) if f.is_file() and f.name[0] != "."}
+    files = sorted(f for f in root.rglob("*") if f.is_file() and f.name[0] != ".")
+    return {str(f.relative_to(root)): f.read_bytes() for f in files}
 
 
 @pytest.fixture(scope="module")
