@@ -121,7 +121,7 @@ def assert_same_classes(values, place, mine, affine):
 def test_all_hippocampus_volumes_and_labels_agree_with_their_files(data, tmp_path):
     task = data / "Task04_Hippocampus"
     convert(task, tmp_path / "keep", spacing="keep", workers=2)
-    convert(task, tmp_path / "iso", spacing=(1.0, 0.9, 1.1), workers=2)
+    convert(task, tmp_path / "iso", workers=2)
     keep, iso = open_store(tmp_path / "keep"), open_store(tmp_path / "iso")
     images = {path.name.removesuffix(".nii.gz"): path for path in task.glob("images*/*.nii.gz")}
     assert set(keep.index["id"]) == set(iso.index["id"]) == set(images)
