@@ -35,9 +35,13 @@ LABELS = {
     "ct_mr_totalsegmentator/aorta/T716_aorta_true_false_lumen.nii.gz": "ct_mr_totalsegmentator/aorta/ct_cropped.nii.gz",
     "ct_mr_totalsegmentator/pulmonary/pulmonary_artery.nii.gz": "ct_mr_totalsegmentator/pulmonary/ct_cropped.nii.gz",
 }
-# 2 mm of noisy tissue, and 4 x 4 x 6 mm of pure noise: the trilinear sample itself is not what was measured there, and
-# scipy's order 3 agrees with it no better (0.989 and 0.986). They are compared with that.
-_COARSE = ("odd/nifti/anatomical_big_endian_int16.nii", "odd/nifti/zstat_big_endian.nii.gz")
+# 2 mm of noisy tissue, 4 x 4 x 6 mm of noise, and 2.5 mm slices clipped to a window: what a cubic spline and a straight
+# line make of those differs (their correlation is 0.989, 0.986 and 0.994), so the cubic one of scipy is the measure.
+_COARSE = (
+    "odd/nrrd_mha/LIDC2_uint8.mha",
+    "odd/nifti/anatomical_big_endian_int16.nii",
+    "odd/nifti/zstat_big_endian.nii.gz",
+)
 _MEASURABLE_MM3 = 1000.0  # smaller classes have too few source voxels for 2 % to mean anything
 
 
@@ -61,7 +65,7 @@ def test_small_volumes_agree_with_their_files(data, tmp_path, name):
 @pytest.mark.acceptance
 @pytest.mark.parametrize("name", LARGE)
 def test_large_volumes_agree_with_their_files(data, tmp_path, name):
-    _check(data / name, tmp_path)
+    _check(data / name, tmp_path, 3 if name in _COARSE else 1)
 
 
 @pytest.mark.acceptance
@@ -117,13 +121,16 @@ def assert_same_classes(values, place, mine, affine):
 def test_all_hippocampus_volumes_and_labels_agree_with_their_files(data, tmp_path):
     task = data / "Task04_Hippocampus"
     convert(task, tmp_path / "keep", spacing="keep", workers=2)
-    convert(task, tmp_path / "iso", spacing=(1.0, 0.9, 1.1), workers=2)
+    convert(task, tmp_path / "iso", workers=2)
     keep, iso = open_store(tmp_path / "keep"), open_store(tmp_path / "iso")
-    assert len(keep) == len(iso) == 174
+    images = {path.name.removesuffix(".nii.gz"): path for path in task.glob("images*/*.nii.gz")}
+    assert set(keep.index["id"]) == set(iso.index["id"]) == set(images)
     for row, name in enumerate(keep.index["id"]):
-        image, label = task / "imagesTr" / f"{name}.nii.gz", task / "labelsTr" / f"{name}.nii.gz"
-        assert_every_voxel_is_at_its_place(keep, row, image)
-        assert interior_correlation(iso, row, image) > 0.995
+        assert_every_voxel_is_at_its_place(keep, row, images[name])
+        assert interior_correlation(iso, row, images[name]) > 0.995
+        label = task / "labelsTr" / f"{name}.nii.gz"
+        if not label.exists():
+            continue
         values, place = original(label)
         affine = np.array(iso.attributes(row).affine)
         assert_same_classes(values.astype(int), place, stored(iso, row, "labels"), affine)
