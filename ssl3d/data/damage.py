@@ -97,8 +97,8 @@ def noted_damage(root: str | Path) -> dict[str, list[str]]:
 
 def forget_damage(root: str | Path, repaired: Iterable[str]) -> None:
     """Strike volumes off the list of damaged ones; the list goes with its last entry."""
-    known = noted_damage(root)
-    left = {name: keys for name, keys in known.items() if name not in frozenset(repaired)}
+    known, mended = noted_damage(root), frozenset(repaired)
+    left = {name: keys for name, keys in known.items() if name not in mended}
     objects = open_objects(root)
     if left:
         objects.put(fmt.DAMAGED_FILE, json.dumps(left, indent=1, sort_keys=True).encode())

@@ -37,8 +37,8 @@ def test_a_file_that_vanishes_is_refused_and_converted_once_it_is_back(source, t
     lost = source / "scan_01.nii.gz"
     find = pipeline.find_sources
 
-    def find_and_lose(*arguments):
-        found = find(*arguments)
+    def find_and_lose(*arguments, **options):
+        found = find(*arguments, **options)
         lost.rename(tmp_path / "elsewhere")
         return found
 
