@@ -76,6 +76,10 @@ class Backbone(nn.Module):
         """Names in `state_dict()` that belong to the encoder; the rest is decoder."""
         raise NotImplementedError
 
+    def pool_parameter_names(self) -> set[str]:
+        """Names of the parameters that `pool(encode(x))` depends on: the encoder's, unless a family says less."""
+        return self.encoder_parameter_names()
+
     def check_size(self, size: Sequence[int]) -> None:
         """Raise ValueError naming the axis when `size` (D,H,W) is no multiple of the total stride."""
         for axis, n, s in zip("DHW", size, self.total_stride):

@@ -158,6 +158,12 @@ class SwinUNETR(MaskableBackbone):
         )
         return {name for name in self.state_dict() if name.startswith(used)}
 
+    def pool_parameter_names(self) -> set[str]:
+        """All of the encoder with model.pooling=voco, else without the blocks of the scales that are not pooled."""
+        if self._kwargs["pooling"] == "voco":
+            return self.encoder_parameter_names()
+        return self.embedded_parameter_names(coarsest=True)
+
     def check_size(self, size: Sequence[int]) -> None:
         """Raise ValueError when `size` (D,H,W) is no multiple of 32, or leaves one voxel to normalise."""
         super().check_size(size)

@@ -78,7 +78,7 @@ class PositionRegression(PretextTask):
             self.mask.check(self.input_size)
             self.rebuild = VoxelHead(backbone.decoder_channels[0], backbone.in_channels)
         if not self.needs_decoder:
-            freeze_all_but(backbone, backbone.encoder_parameter_names())
+            freeze_all_but(backbone, backbone.pool_parameter_names())
 
     def forward(self, batch: RegionBatch, preview: bool = False) -> dict[str, Tensor]:
         """Normalised batch -> loss, `position_error` (mean distance in half edges of the volume) and the parts."""

@@ -49,7 +49,7 @@ class TwoViews(PretextTask):
             raise ValueError("augment: without a transform both views are the same image; list some transforms")
         self.augment = augment
         self.region = RegionSpec(augment.reach(self.input_size))
-        freeze_all_but(backbone, backbone.encoder_parameter_names())
+        freeze_all_but(backbone, backbone.pool_parameter_names())
         self.projector = Projector(backbone.pool_channels, hidden_dim, out_dim, layers)
 
     def forward(self, batch: RegionBatch, preview: bool = False) -> dict[str, Tensor]:

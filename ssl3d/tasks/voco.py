@@ -76,7 +76,7 @@ class VoCo(PretextTask):
         self.region = RegionSpec((d, h, w))
         self.margin = tuple(m // 2 for m in margin)
         self.spans_batch = version == "v2"
-        freeze_all_but(backbone, backbone.encoder_parameter_names())
+        freeze_all_but(backbone, backbone.pool_parameter_names())
         self.projector = Projector(backbone.pool_channels, hidden_dim, hidden_dim, layers=3)
         self.teacher_backbone = make_teacher(backbone) if teacher == "full" else None
         self.teacher_projector = make_teacher(self.projector)

@@ -11,4 +11,4 @@ Needs pytest (`pip install 'ssl3d[test]'`).
 
 import pytest
 
-pytest.register_assert_rewrite(*(f"{__name__}.{name}" for name in ("backbone", "store", "task")))
+pytest.register_assert_rewrite(*(f"{__name__}.{name}" for name in ("backbone", "matrix", "store", "task")))

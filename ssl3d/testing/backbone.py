@@ -172,6 +172,14 @@ class BackboneTests:
         assert all(torch.isfinite(f).all() for f in outputs)
         assert backbone.pool([f.bfloat16() for f in outputs[: len(backbone.channels)]]).dtype == torch.float32
 
+    def test_pool_depends_on_the_parameters_it_names(self) -> None:
+        """What a pooled loss does not train is frozen by these names: DDP would wait for its gradients."""
+        backbone = self.build()
+        backbone.pool(backbone.encode(self.image(backbone))).sum().backward()
+        reached = {name for name, p in backbone.named_parameters() if p.grad is not None}
+        named = backbone.pool_parameter_names() & {name for name, _ in backbone.named_parameters()}
+        assert reached == named, f"pool_parameter_names() is wrong about {sorted(reached ^ named)}"
+
     def test_runs_on_shapes_alone(self) -> None:
         """`ssl3d check` counts operations on meta tensors."""
         backbone = self.build().to("meta")

@@ -1,8 +1,6 @@
 """What holds for every family of backbones, found by walking the package: its recipe schema, its suite, its imports."""
 
-import importlib
 import inspect
-import pkgutil
 import re
 from pathlib import Path
 
@@ -10,35 +8,10 @@ import pytest
 
 import ssl3d.models
 from ssl3d import schema
-from ssl3d.models.backbone import Backbone, MaskableBackbone, TokenBackbone
-from ssl3d.models.nnunet import NNUNetBackbone
+from ssl3d.models.backbone import Backbone
+from ssl3d.testing.matrix import SMALL_MODELS, backbone_classes
 
-ABSTRACT = (Backbone, MaskableBackbone, TokenBackbone, NNUNetBackbone)
-# The least a recipe would say to get a network that is made in milliseconds.
-SMALL = {
-    "ResEncUNet": {"size": "S"},
-    "PlainConvUNet": {"size": "S"},
-    "ResNet": {"depth": 10, "width": 0.125},
-    "SegResNet": {"init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1]},
-    "UNet3D": {"width": 2},
-    "STUNet": {"size": "tiny", "strides": [[1, 2, 2]] * 5},
-    "Primus": {"size": "tiny", "input_size": [16, 32, 16]},
-    "PrimusV2": {"size": "tiny", "input_size": [16, 32, 16]},
-}
-
-
-def families():
-    modules = [importlib.import_module(f"ssl3d.models.{m.name}") for m in pkgutil.iter_modules(ssl3d.models.__path__)]
-    found = {
-        cls
-        for module in modules
-        for _, cls in inspect.getmembers(module, inspect.isclass)
-        if issubclass(cls, Backbone) and cls not in ABSTRACT
-    }
-    return sorted(found, key=lambda cls: cls.__name__)
-
-
-FAMILIES = families()
+FAMILIES = backbone_classes()
 
 
 def test_all_families_are_found():
@@ -47,7 +20,7 @@ def test_all_families_are_found():
 
 @pytest.mark.parametrize("cls", FAMILIES)
 def test_a_recipe_can_name_it_and_repeat_it(cls):
-    node = {"_target_": f"{cls.__module__}.{cls.__name__}", **SMALL.get(cls.__name__, {"size": "tiny"})}
+    node = {"_target_": f"{cls.__module__}.{cls.__name__}", **SMALL_MODELS.get(cls.__name__, {"size": "tiny"})}
     completed, faults = schema.check_value(node, Backbone, "model")
     assert not faults
     backbone = schema.build(completed)

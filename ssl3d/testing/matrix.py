@@ -1,0 +1,125 @@
+"""Every pretext task with every backbone, found by walking the packages: which pairs work, and why the others do not.
+
+    python -m ssl3d.testing.matrix > docs/matrix.md
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import sys
+from types import ModuleType
+from typing import Any
+
+from ssl3d import models, schema, tasks
+from ssl3d.models.backbone import Backbone, MaskableBackbone, TokenBackbone
+from ssl3d.models.nnunet import NNUNetBackbone
+from ssl3d.regions import Size3
+from ssl3d.tasks.task import PretextTask
+from ssl3d.tasks.two_views import TwoViews
+
+ABSTRACT: tuple[type, ...] = (Backbone, MaskableBackbone, TokenBackbone, NNUNetBackbone, PretextTask, TwoViews)
+# The least a recipe would say to get a network that is made in milliseconds.
+SMALL_MODELS: dict[str, dict[str, Any]] = {
+    "ResEncUNet": {"arch_kwargs": {"n_stages": 3, "features_per_stage": [8, 16, 16], "n_blocks_per_stage": [1, 1, 1]}},
+    "PlainConvUNet": {
+        "arch_kwargs": {"n_stages": 3, "features_per_stage": [8, 16, 16], "n_conv_per_stage": [1, 1, 1]},
+    },
+    "ResNet": {"depth": 10, "width": 0.125},
+    "SegResNet": {"init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1]},
+    "UNet3D": {"width": 2},
+    "STUNet": {"size": "tiny", "strides": [[1, 2, 2]] * 5},
+    "Primus": {"size": "tiny", "input_size": [16, 32, 16]},
+    "PrimusV2": {"size": "tiny", "input_size": [16, 32, 16]},
+    "ViT": {"size": "tiny", "patch_size": [4, 8, 8]},
+}
+VIEWS = {
+    "_target_": "ssl3d.augment.Compose",
+    "transforms": [{"_target_": "ssl3d.augment.SpatialTransform", "p_rotation": 0, "p_scale": 0, "shift": 0.2}],
+}
+
+
+def classes(package: ModuleType, base: type) -> list[type]:
+    """The concrete subclasses of `base` in the modules of a package, by name."""
+    found = set()
+    for module in pkgutil.iter_modules(package.__path__):
+        members = inspect.getmembers(importlib.import_module(f"{package.__name__}.{module.name}"), inspect.isclass)
+        found |= {cls for _, cls in members if issubclass(cls, base) and cls not in ABSTRACT}
+    return sorted(found, key=lambda cls: cls.__name__)
+
+
+def backbone_classes() -> list[type]:
+    """Every family of backbones."""
+    return classes(models, Backbone)
+
+
+def task_classes() -> list[type]:
+    """Every pretext task."""
+    return classes(tasks, PretextTask)
+
+
+def small_backbone(cls: type) -> Backbone:
+    """A tiny network of a family, built as a recipe builds it."""
+    node = {"_target_": f"{cls.__module__}.{cls.__name__}", **SMALL_MODELS.get(cls.__name__, {"size": "tiny"})}
+    completed, faults = schema.check_value(node, Backbone, "model")
+    assert not faults, faults
+    return schema.build(completed)
+
+
+def small_size(backbone: Backbone) -> Size3:
+    """The least input (D,H,W) that a network takes, not cubic, at least 8 voxels an axis."""
+    d, h, w = (s * max(1, -(-8 // s)) for s in backbone.total_stride)
+    return (d, h, 2 * w)
+
+
+def small_task(cls: type, backbone: Backbone) -> PretextTask:
+    """A task on a backbone, with tiny heads. Raises ValueError, one sentence, when the pair makes no sense."""
+    size = small_size(backbone)
+    block = backbone.patch_size if isinstance(backbone, MaskableBackbone) else tuple(max(1, n // 4) for n in size)
+    values: dict[str, dict[str, Any]] = {
+        "MAE": {"patch_size": size, "mask_block": block, "decoder_dim": 32, "decoder_depth": 1},
+        "ModelsGenesis": {"patch_size": size},
+        "PositionRegression": {"patch_size": size, "mask_share": 0.5, "mask_block": block},
+        "SimCLR": {"patch_size": size, "augment": VIEWS, "hidden_dim": 16, "out_dim": 8},
+        "SimMIM": {"patch_size": size, "mask_block": block},
+        "VICReg": {"patch_size": size, "augment": VIEWS, "hidden_dim": 16, "out_dim": 8},
+        "VoCo": {"crop_size": size, "grid": [1, 2, 1], "hidden_dim": 16},
+        "VolumeFusion": {"patch_size": size, "smallest": 2, "largest": 6},
+    }
+    plain = {key: list(v) if isinstance(v, tuple) else v for key, v in values[cls.__name__].items()}
+    node = {"_target_": f"{cls.__module__}.{cls.__name__}", **plain}
+    completed, faults = schema.check_target(node, PretextTask, "task", given=("backbone",))
+    assert not faults, faults
+    return schema.build(completed, backbone=backbone)
+
+
+def refusal(task: type, family: type) -> str | None:
+    """Why a pair makes no sense, in the words a user gets; None when it works."""
+    try:
+        small_task(task, small_backbone(family))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def page() -> str:
+    """The matrix as Markdown."""
+    families, lines, reasons = backbone_classes(), [], []
+    lines.append("| task | " + " | ".join(f.__name__ for f in families) + " |")
+    lines.append("|---|" + "---|" * len(families))
+    for task in task_classes():
+        cells = []
+        for family in families:
+            reason = refusal(task, family)
+            if reason is not None and reason not in reasons:
+                reasons.append(reason)
+            cells.append("yes" if reason is None else f"no ({reasons.index(reason) + 1})")
+        lines.append(f"| {task.__name__} | " + " | ".join(cells) + " |")
+    notes = [f"{number}. {reason}" for number, reason in enumerate(reasons, start=1)]
+    head = "# Which task works with which backbone\n\nMade by `python -m ssl3d.testing.matrix`; a test compares."
+    return "\n".join([head, "", *lines, "", "What `ssl3d check` says of the others:", "", *notes, ""])
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())
