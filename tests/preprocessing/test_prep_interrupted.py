@@ -18,7 +18,7 @@ from converting import committed, descendants, digests, finish, nobody_left, sca
 from tests_prep import save, smooth
 
 __all__ = ["nobody_left"]
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="processes and limits of Linux")]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes and limits of Linux")
 
 SCANS = 8  # and a larger one
 LIMIT = 600_000  # bytes a file may have: more than the shard of a small scan, less than that of the larger one
@@ -61,6 +61,7 @@ def resumed(source: Path, root: Path) -> dict[str, str]:
     return digests(root)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_a_killed_run_resumed(source, undisturbed, tmp_path):
     root = tmp_path / "store"
     run = start(source, root, "--workers", 2)
@@ -77,6 +78,7 @@ def test_a_killed_worker_is_replaced_and_a_killed_run_resumed(source, undisturbe
     assert resumed(source, root) == undisturbed
 
 
+@pytest.mark.slow
 def test_stopped_it_says_one_sentence_and_leaves_nobody_behind(source, undisturbed, tmp_path):
     root = tmp_path / "store"
     for number, name in ((signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")):
@@ -110,6 +112,7 @@ def _assert_full(code: int, err: str, root: Path) -> None:
         assert (metadata.parent / "c/0/0/0/0").exists() and (metadata.parent / "thumbnail.npy").exists()
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_grow_ends_the_run_in_one_sentence(source, undisturbed, tmp_path):
     """A limit on the size of files stands for a full disk: small volumes are written, the larger one is not."""
     root = tmp_path / "store"
@@ -121,6 +124,7 @@ def test_a_file_that_cannot_grow_ends_the_run_in_one_sentence(source, undisturbe
     assert resumed(source, root) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_full_disk(source, undisturbed, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -136,6 +140,7 @@ def test_a_full_disk(source, undisturbed, tmp_path):
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_a_second_converter_is_told_at_once(source, tmp_path):
     root = tmp_path / "store"
     run = start(source, root, "--workers", 1)
