@@ -31,3 +31,11 @@ def torch_generators(seeds: Tensor, *keys: int | str, device: torch.device | str
     import torch  # not above: a conversion draws numbers too, and its workers need no torch
 
     return [torch.Generator(device=device).manual_seed(mix(seed, *keys)) for seed in seeds.tolist()]
+
+
+def device_generator(x: Tensor, generator: torch.Generator) -> torch.Generator:
+    """A generator on the device of `x`, seeded by the sample's own, which is on the CPU."""
+    import torch
+
+    seed = int(torch.randint(2**62, (), generator=generator))
+    return torch.Generator(device=x.device).manual_seed(seed)

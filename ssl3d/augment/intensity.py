@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssl3d.augment.transform import Transform, check_probability, check_range
-from ssl3d.seeding import torch_generators
+from ssl3d.seeding import device_generator, torch_generators
 
 
 class IntensityTransform(Transform):
@@ -58,8 +58,7 @@ class GaussianNoise(IntensityTransform):
 
     def change(self, x: Tensor, valid: Tensor | None, generator: torch.Generator) -> Tensor:
         std = uniform(self.std, generator)
-        seed = int(torch.randint(2**62, (), generator=generator))
-        field = torch.Generator(device=x.device).manual_seed(seed)  # the field itself is drawn on the device
+        field = device_generator(x, generator)
         return x + std * torch.randn(x.shape, generator=field, device=x.device, dtype=x.dtype)
 
 

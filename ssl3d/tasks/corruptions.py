@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ssl3d.regions import Size3
-from ssl3d.tasks.draws import between, device_generator
+from ssl3d.seeding import device_generator
+from ssl3d.tasks.draws import between
 
 CURVE = 512  # points at which a Bezier curve is tabulated
 STOP = 0.05  # chance that no further window is painted

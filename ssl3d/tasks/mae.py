@@ -14,10 +14,11 @@ from ssl3d.augment import Compose, centre_crop
 from ssl3d.losses.masked import masked_mse
 from ssl3d.models.backbone import Backbone, TokenBackbone
 from ssl3d.regions import RegionBatch, RegionSpec
+from ssl3d.tasks.grey import grey
 from ssl3d.tasks.mask_strategies import MaskStrategy
 from ssl3d.tasks.masking import BlockMask, as_size3
 from ssl3d.tasks.targets import check_whole_blocks, normalised_blocks
-from ssl3d.tasks.task import PretextTask
+from ssl3d.tasks.task import PretextTask, check_takes
 from ssl3d.tasks.tokens import TokenDecoder, freeze_all_but
 
 
@@ -60,10 +61,7 @@ class MAE(PretextTask):
         self.augment = augment
         self.mask_value = mask_value
         self.region = RegionSpec(augment.reach(self.input_size) if augment else self.input_size)
-        try:
-            backbone.check_size(self.input_size)
-        except ValueError as error:
-            raise ValueError(f"patch_size: {error}") from None
+        check_takes(backbone, self.input_size, "patch_size")
         self.rebuild: nn.Module
         if isinstance(backbone, TokenBackbone):
             self.needs_decoder = False
@@ -109,15 +107,9 @@ def pictures(image: Tensor, hidden: Tensor, prediction: Tensor, target: Tensor) 
     """
     middle = image.shape[2] // 2
     covered = hidden[:, 0, middle]
-
-    def scaled(x: Tensor, by: Tensor) -> Tensor:
-        low, high = by[:, 0].float().flatten(1).aminmax(dim=1)
-        low, span = low[:, None, None], (high - low).clamp(min=1e-6)[:, None, None]
-        return ((x - low) / span).clamp(0, 1)
-
     original, rebuilt, aim = (x[:, 0, middle].float() for x in (image, prediction, target))
     return {
-        "preview/input": scaled(original, image),
-        "preview/masked": scaled(original, image).masked_fill(covered, 0.5),
-        "preview/rebuilt": scaled(torch.where(covered, rebuilt, aim), target),
+        "preview/input": grey(original, image[:, 0]),
+        "preview/masked": grey(original, image[:, 0]).masked_fill(covered, 0.5),
+        "preview/rebuilt": grey(torch.where(covered, rebuilt, aim), target[:, 0]),
     }

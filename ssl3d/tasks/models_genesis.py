@@ -17,7 +17,7 @@ from ssl3d.regions import RegionBatch, RegionSpec
 from ssl3d.seeding import torch_generators
 from ssl3d.tasks.corruptions import inpaint, nonlinear, outpaint, shuffle_locally
 from ssl3d.tasks.masking import as_size3
-from ssl3d.tasks.task import PretextTask
+from ssl3d.tasks.task import PretextTask, check_takes
 
 
 class ModelsGenesis(PretextTask):
@@ -47,10 +47,7 @@ class ModelsGenesis(PretextTask):
         self.p_shuffle = check_probability("p_shuffle", p_shuffle)
         self.p_paint = check_probability("p_paint", p_paint)
         self.p_outpaint = check_probability("p_outpaint", p_outpaint)
-        try:
-            backbone.check_size(self.input_size)
-        except ValueError as error:
-            raise ValueError(f"patch_size: {error}") from None
+        check_takes(backbone, self.input_size, "patch_size")
         if not backbone.decoder_channels:
             raise ValueError(f"task ModelsGenesis: {type(backbone).__name__} has no decoder to rebuild the image with")
         self.augment = augment

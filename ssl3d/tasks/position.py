@@ -19,9 +19,10 @@ from ssl3d.models.backbone import Backbone
 from ssl3d.models.heads import VoxelHead
 from ssl3d.regions import Geometry, RegionBatch, RegionSpec
 from ssl3d.seeding import torch_generators
+from ssl3d.tasks.grey import grey
 from ssl3d.tasks.mask_strategies import MaskStrategy
 from ssl3d.tasks.masking import BlockMask, as_size3
-from ssl3d.tasks.task import PretextTask
+from ssl3d.tasks.task import PretextTask, check_takes
 from ssl3d.tasks.tokens import freeze_all_but
 
 
@@ -60,10 +61,7 @@ class PositionRegression(PretextTask):
         self.augment = augment
         self.region = RegionSpec(augment.reach(self.input_size) if augment else self.input_size)
         self.mask = BlockMask(mask_ratio, mask_block, mask_strategy)
-        try:
-            backbone.check_size(self.input_size)
-        except ValueError as error:
-            raise ValueError(f"patch_size: {error}") from None
+        check_takes(backbone, self.input_size, "patch_size")
         self.needs_decoder = target == "voxel" or mask_share > 0
         if self.needs_decoder and not backbone.decoder_channels:
             raise ValueError(
@@ -133,9 +131,7 @@ def normalised_coordinates(source: RegionBatch, geometry: Geometry) -> Tensor:
 def pictures(image: Tensor, truth: Tensor, predicted: Tensor) -> dict[str, Tensor]:
     """Middle axial slices (B,H,W) in [0,1]: the input, and the true and the predicted y coordinate."""
     middle = image.shape[2] // 2
-    low, high = image[:, 0].float().flatten(1).aminmax(dim=1)
-    span = (high - low).clamp(min=1e-6)[:, None, None]
-    shown = {"preview/input": ((image[:, 0, middle].float() - low[:, None, None]) / span).clamp(0, 1)}
+    shown = {"preview/input": grey(image[:, 0, middle], image[:, 0])}
     for name, coordinates in (("true_y", truth), ("predicted_y", predicted)):
         plane = coordinates[:, 1].float()
         plane = plane[:, middle] if plane.shape[1] > 1 else plane[:, 0].expand(-1, *image.shape[3:])

@@ -18,8 +18,8 @@ from ssl3d.regions import RegionBatch, RegionSpec, Size3
 from ssl3d.tasks.mae import pictures
 from ssl3d.tasks.mask_strategies import MaskStrategy
 from ssl3d.tasks.masking import BlockMask, as_size3
-from ssl3d.tasks.task import PretextTask
-from ssl3d.tasks.tokens import freeze_all_but, unpatchify
+from ssl3d.tasks.task import PretextTask, check_takes
+from ssl3d.tasks.tokens import check_whole_tokens, freeze_all_but, hidden_tokens, unpatchify
 
 
 class SimMIM(PretextTask):
@@ -49,16 +49,8 @@ class SimMIM(PretextTask):
         self.input_size = as_size3("patch_size", patch_size)
         self.mask = BlockMask(mask_ratio, mask_block, mask_strategy)
         self.mask.check(self.input_size)
-        try:
-            backbone.check_size(self.input_size)
-        except ValueError as error:
-            raise ValueError(f"patch_size: {error}") from None
-        token = backbone.patch_size
-        if any(b % t or n % b for n, b, t in zip(self.input_size, self.mask.block, token)):
-            raise ValueError(
-                f"mask_block={list(self.mask.block)}: must be a multiple of the backbone's token {list(token)} "
-                f"and divide the patch {list(self.input_size)}"
-            )
+        check_takes(backbone, self.input_size, "patch_size")
+        check_whole_tokens(self.mask.block, backbone.patch_size, self.input_size)
         self.augment = augment
         self.region = RegionSpec(augment.reach(self.input_size) if augment else self.input_size)
         freeze_all_but(backbone, backbone.embedded_parameter_names(coarsest=True))
@@ -90,9 +82,8 @@ class SimMIM(PretextTask):
         grid = self.backbone.grid((d, h, w))
         # Emptied before the embedding: a convolutional stem looks beyond its own token.
         tokens = self.backbone.embed(image.masked_fill(self.mask.voxels(blocks, (d, h, w)), 0.0))
-        for axis, (b, t) in enumerate(zip(self.mask.block, self.backbone.patch_size), start=1):
-            blocks = blocks.repeat_interleave(b // t, dim=axis)
-        tokens = torch.where(blocks.flatten(1)[..., None], self.mask_token.to(tokens.dtype), tokens)
+        hidden = hidden_tokens(blocks, self.mask.block, self.backbone.patch_size)
+        tokens = torch.where(hidden[..., None], self.mask_token.to(tokens.dtype), tokens)
         x = self.rebuild(self.backbone.encode_embedded(tokens, grid, coarsest=True)[-1])
         coarse: Size3 = (x.shape[2], x.shape[3], x.shape[4])
         return unpatchify(x.flatten(2).transpose(1, 2), coarse, self.stride)

@@ -39,3 +39,11 @@ class Objective(nn.Module):
 
 class PretextTask(Objective):
     """A self-supervised method: an Objective that never sees a label. Owns its heads, teacher and queue."""
+
+
+def check_takes(backbone: Backbone, size: Size3, key: str) -> None:
+    """Raise ValueError naming the recipe's `key` when `backbone` cannot take inputs of `size` (D,H,W)."""
+    try:
+        backbone.check_size(size)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None

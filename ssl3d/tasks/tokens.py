@@ -19,6 +19,22 @@ def freeze_all_but(backbone: Backbone, trained: Collection[str]) -> None:
         parameter.requires_grad_(name in trained)
 
 
+def check_whole_tokens(block: Size3, token: Size3, size: Size3) -> None:
+    """Raise ValueError naming `mask_block` unless it is a multiple of the token and divides the patch."""
+    if any(b % t or n % b for n, b, t in zip(size, block, token)):
+        raise ValueError(
+            f"mask_block={list(block)}: must be a multiple of the backbone's token {list(token)} "
+            f"and divide the patch {list(size)}"
+        )
+
+
+def hidden_tokens(blocks: Tensor, block: Size3, token: Size3) -> Tensor:
+    """Hidden blocks (B,gD,gH,gW) -> (B,N) hidden tokens, row-major over (D,H,W) as the tokens are."""
+    for axis, (b, t) in enumerate(zip(block, token), start=1):
+        blocks = blocks.repeat_interleave(b // t, dim=axis)
+    return blocks.flatten(1)
+
+
 class TokenDecoder(nn.Module):
     """Encodes visible tokens, fills mask tokens in between, and rebuilds voxels with a light transformer.
 
@@ -29,11 +45,7 @@ class TokenDecoder(nn.Module):
     def __init__(self, backbone: TokenBackbone, mask: BlockMask, size: Size3, dim: int, depth: int) -> None:
         super().__init__()
         token = backbone.patch_size
-        if any(b % t or n % b for n, b, t in zip(size, mask.block, token)):
-            raise ValueError(
-                f"mask_block={list(mask.block)}: must be a multiple of the backbone's token {list(token)} "
-                f"and divide the patch {list(size)}"
-            )
+        check_whole_tokens(mask.block, token, size)
         if dim < 32 or dim % 32:
             raise ValueError(f"decoder_dim={dim}: must be a multiple of 32 (the width of an attention head)")
         if depth < 1:
@@ -56,9 +68,7 @@ class TokenDecoder(nn.Module):
     def forward(self, backbone: TokenBackbone, visible: Tensor, blocks: Tensor) -> Tensor:
         """Masked image (B,C,D,H,W) and hidden blocks (B,gD,gH,gW) -> rebuilt image (B,C,D,H,W)."""
         grid = backbone.grid(visible.shape[2:])
-        for axis, (b, t) in enumerate(zip(self.block, self.token), start=1):
-            blocks = blocks.repeat_interleave(b // t, dim=axis)
-        hidden = blocks.flatten(1)  # (B,N), row-major over (D,H,W) as the tokens are
+        hidden = hidden_tokens(blocks, self.block, self.token)
         index = hidden.to(torch.uint8).argsort(dim=1, stable=True)[:, : self.visible]  # (B,K), in the tokens' order
         tokens = backbone.embed(visible)
         tokens = tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))

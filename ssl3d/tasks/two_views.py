@@ -11,8 +11,9 @@ from ssl3d.losses.gather import gather
 from ssl3d.models.backbone import Backbone
 from ssl3d.models.projector import Projector
 from ssl3d.regions import RegionBatch, RegionSpec
+from ssl3d.tasks.grey import grey
 from ssl3d.tasks.masking import as_size3
-from ssl3d.tasks.task import PretextTask
+from ssl3d.tasks.task import PretextTask, check_takes
 from ssl3d.tasks.tokens import freeze_all_but
 
 
@@ -41,10 +42,7 @@ class TwoViews(PretextTask):
                 raise ValueError(f"{key}={value}: at least 1")
         self.backbone = backbone
         self.input_size = as_size3("patch_size", patch_size)
-        try:
-            backbone.check_size(self.input_size)
-        except ValueError as error:
-            raise ValueError(f"patch_size: {error}") from None
+        check_takes(backbone, self.input_size, "patch_size")
         if augment.spatial is None and not augment.intensity:
             raise ValueError("augment: without a transform both views are the same image; list some transforms")
         self.augment = augment
@@ -66,10 +64,7 @@ class TwoViews(PretextTask):
         result = {"loss": loss, "similarity": similarity, "valid_share": valid}
         if preview:
             for name, view in zip(("first", "second"), views):
-                plane = view.image[:, 0, view.size[0] // 2].float()
-                low, high = plane.flatten(1).aminmax(dim=1)
-                span = (high - low).clamp(min=1e-6)[:, None, None]
-                result[f"preview/{name}"] = ((plane - low[:, None, None]) / span).clamp(0, 1)
+                result[f"preview/{name}"] = grey(view.image[:, 0, view.size[0] // 2])
         return result
 
     def compare(self, first: Tensor, second: Tensor) -> Tensor:

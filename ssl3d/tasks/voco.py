@@ -23,8 +23,9 @@ from ssl3d.models.projector import Projector
 from ssl3d.regions import Geometry, RegionBatch, RegionSpec, Size3
 from ssl3d.seeding import mix, torch_generators
 from ssl3d.tasks.draws import between
+from ssl3d.tasks.grey import grey
 from ssl3d.tasks.masking import as_size3
-from ssl3d.tasks.task import PretextTask
+from ssl3d.tasks.task import PretextTask, check_takes
 from ssl3d.tasks.teacher import follow, make_teacher
 from ssl3d.tasks.tokens import freeze_all_but
 
@@ -63,10 +64,7 @@ class VoCo(PretextTask):
         for key, value in (("crops", crops), ("hidden_dim", hidden_dim)):
             if value < 1:
                 raise ValueError(f"{key}={value}: at least 1")
-        try:
-            backbone.check_size(self.input_size)
-        except ValueError as error:
-            raise ValueError(f"crop_size: {error}") from None
+        check_takes(backbone, self.input_size, "crop_size")
         self.crops, self.version, self.plateau = crops, version, plateau
         self.momentum, self.dropout = check_probability("momentum", momentum), check_probability("dropout", dropout)
         self.augment = augment
@@ -190,9 +188,7 @@ def pictures(image: Tensor, crop: Tensor, overlap: Tensor, predicted: Tensor, gr
     """Middle axial slices (B,H,W) in [0,1]: region, first crop, its true and predicted overlap with the base crops."""
     shown = {}
     for name, x in (("region", image), ("crop", crop)):
-        plane = x[:, 0, x.shape[2] // 2].float()
-        low, high = plane.flatten(1).aminmax(dim=1)
-        shown[f"preview/{name}"] = (plane - low[:, None, None]) / (high - low).clamp(min=1e-6)[:, None, None]
+        shown[f"preview/{name}"] = grey(x[:, 0, x.shape[2] // 2])
     for name, y in (("overlap", overlap), ("predicted", predicted)):
         tiles = y[:, 0].float().unflatten(1, grid).sum(1).clamp(0, 1)  # (B, gH, gW), summed over z
         shown[f"preview/{name}"] = tiles.repeat_interleave(16, 1).repeat_interleave(16, 2)

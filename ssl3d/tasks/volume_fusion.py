@@ -21,8 +21,9 @@ from ssl3d.models.heads import VoxelHead
 from ssl3d.regions import RegionBatch, RegionSpec, Size3
 from ssl3d.seeding import torch_generators
 from ssl3d.tasks.draws import between
+from ssl3d.tasks.grey import grey
 from ssl3d.tasks.masking import as_size3
-from ssl3d.tasks.task import PretextTask
+from ssl3d.tasks.task import PretextTask, check_takes
 
 
 class VolumeFusion(PretextTask):
@@ -64,10 +65,7 @@ class VolumeFusion(PretextTask):
             raise ValueError(f"smallest={list(self.smallest)}: larger than largest={list(self.largest)}")
         if any(a > n for a, n in zip(self.smallest, self.input_size)):
             raise ValueError(f"smallest={list(self.smallest)}: larger than the patch {list(self.input_size)}")
-        try:
-            backbone.check_size(self.input_size)
-        except ValueError as error:
-            raise ValueError(f"patch_size: {error}") from None
+        check_takes(backbone, self.input_size, "patch_size")
         if not backbone.decoder_channels:
             raise ValueError(f"task VolumeFusion: {type(backbone).__name__} has no decoder to segment with")
         self.augment = augment
@@ -145,9 +143,7 @@ def pictures(image: Tensor, fused: Tensor, label: Tensor, logits: Tensor, levels
     middle = image.shape[2] // 2
     shown = {}
     for name, x in (("first", image), ("second", partner(image)), ("fused", fused)):
-        plane = x[:, 0, middle].float()
-        low, high = plane.flatten(1).aminmax(dim=1)
-        shown[f"preview/{name}"] = (plane - low[:, None, None]) / (high - low).clamp(min=1e-6)[:, None, None]
+        shown[f"preview/{name}"] = grey(x[:, 0, middle])
     shown["preview/class"] = label[:, 0, middle].float() / levels
     shown["preview/predicted"] = F.softmax(logits[:, :, middle].float(), 1).argmax(1).float() / levels
     return shown
