@@ -13,6 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from ssl3d.data.direct import write_parts
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -84,11 +86,7 @@ class LocalObjects:
         partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
-                for part in parts:
-                    file.write(part)
-                file.flush()
-                os.fsync(file.fileno())
+            write_parts(partial, parts)
             partial.replace(path)
             self._flush_folder(path.parent)
         except BaseException as error:
