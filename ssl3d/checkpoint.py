@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ssl3d import config
+from ssl3d import checkpoint_file, config
 from ssl3d.models.backbone import Backbone, BackboneSpec, build_backbone
 from ssl3d.models.init import TransferReport, load_weights
 from ssl3d.tasks.task import Objective
 
 FORMAT = 1
-FOLDER, LAST, PREVIOUS = "checkpoints", "last.pt", "previous.pt"
+FOLDER, LAST, PREVIOUS, NEW = "checkpoints", "last.pt", "previous.pt", "new.pt"
 
 
 def save(run: Path, content: Mapping[str, Any]) -> Path:
@@ -28,18 +25,11 @@ def save(run: Path, content: Mapping[str, Any]) -> Path:
     """
     folder = run / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / (LAST + ".part")
-    try:
-        with part.open("wb") as file:
-            torch.save({"format": FORMAT, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
+    new = folder / NEW
+    checkpoint_file.write(new, {"format": FORMAT, **content})
     if (folder / LAST).exists():
         (folder / LAST).replace(folder / PREVIOUS)
-    part.replace(folder / LAST)
+    new.replace(folder / LAST)
     return folder / LAST
 
 
@@ -50,7 +40,7 @@ def latest(run: Path) -> tuple[dict[str, Any] | None, str | None]:
     """
     folder = run / FOLDER
     damaged = []
-    for name in (LAST, PREVIOUS):
+    for name in (LAST, NEW, PREVIOUS):  # NEW: killed between its last byte and its place
         path = folder / name
         if not path.exists():
             continue
@@ -68,14 +58,8 @@ def latest(run: Path) -> tuple[dict[str, Any] | None, str | None]:
 
 def read(path: Path) -> dict[str, Any]:
     """A checkpoint file as plain types and CPU tensors. Raises ValueError with one sentence naming the file."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise ValueError(f"{path} needs pickle, which may run code: only plain weight files are read") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} is damaged or no checkpoint ({reason})") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT or "backbone_spec" not in content:
+    content = checkpoint_file.read(path)
+    if content.get("format") != FORMAT or "backbone_spec" not in content:
         raise ValueError(f"{path} is not a checkpoint of ssl3d (format {FORMAT})")
     return content
 
@@ -144,14 +128,3 @@ def trained_decoder(objective: Objective) -> bool:
     """Whether the objective trains the backbone's decoder (an export reports it 'fresh' otherwise)."""
     return objective.needs_decoder and bool(objective.backbone.decoder_channels)
 
-
-def state_of(module: nn.Module) -> dict[str, Tensor]:
-    """A module's state on the CPU; tensors that share memory go on sharing it."""
-    seen: dict[int, Tensor] = {}
-    state = {}
-    for name, value in module.state_dict().items():
-        key = value.data_ptr() if value.numel() else id(value)
-        if key not in seen or seen[key].shape != value.shape:
-            seen[key] = value.detach().to("cpu")
-        state[name] = seen[key]
-    return state

@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parse([a for a in arguments if a != "--debug"])
         return options.function(options) or 0
     except KeyboardInterrupt as stop:
+        if type(stop).__name__ == "Interrupted":
+            return _fail(str(stop), stop.exit_code, debug)  # type: ignore[attr-defined]
         return _fail(str(stop) or "stopped by Ctrl-C; the same command goes on where it can", 1, debug)
     except Exception as error:  # noqa: BLE001 - the one place where errors become sentences and exit codes
         return _explain(error, debug)

@@ -45,9 +45,15 @@ class MetricLog:
         return values
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append one line."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        """Append one line, or nothing of it. Raises OSError."""
+        before = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError:
+            if self.path.exists():
+                os.truncate(self.path, before)
+            raise
 
     def state(self) -> dict[str, Any]:
         return {"sums": {k: float(v) for k, v in self.sums.items()}, "counts": dict(self.counts)}

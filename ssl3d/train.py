@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import torch
@@ -13,7 +14,10 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from ssl3d import checkpoint, config, optim, setup_run
+from ssl3d.checkpoint_writer import CheckpointWriter
 from ssl3d.config import ConfigError, Recipe
+from ssl3d.disk import WAIT_SECONDS, WAIT_SECONDS_OF_MANY, when_there_is_room
+from ssl3d.interruption import Interrupted, Interruption
 from ssl3d.log import METRICS_FILE, MetricLog, Wandb, save_preview
 from ssl3d.precision import choose_precision
 from ssl3d.regions import RegionBatch
@@ -62,14 +66,21 @@ class Training:
     average: optim.WeightAverage | None
     metrics: MetricLog
     wandb: Wandb
+    interruption: Interruption
+    writer: CheckpointWriter
     step: int = 0  # optimiser steps done
+
+    def tell(self, line: dict[str, Any]) -> None:
+        """Write a line of metrics, as soon as the disk has room for it."""
+        when_there_is_room(lambda: self.metrics.write(line), self.folder, self.interruption.asked)
+        self.wandb.log(line)
 
 
 def train(recipe: Recipe) -> Path:
     """Train a recipe to its last step and return the run directory; the same directory again resumes exactly.
 
     Raises ConfigError (a key is wrong), FileNotFoundError (no such store), TrainingStopped (the loss is not finite,
-    the directory is in use or holds another run).
+    the directory is in use or holds another run), DiskFull, Interrupted (by a signal: it saved, the same call goes on).
     """
     folder = setup_run.run_folder(recipe)
     stores = setup_run.open_stores(recipe)  # a missing store is named before anything heavy is built
@@ -92,9 +103,15 @@ def train(recipe: Recipe) -> Path:
             if previous is not None:
                 _resume(training, previous)
             del previous
-            _loop(training)
+            with training.interruption:
+                _loop(training)
+                training.writer.close()
             failed = False
+        except Interrupted:
+            failed = False
+            raise
         finally:
+            training.writer.close()
             training.wandb.finish(failed)
     return folder
 
@@ -131,7 +148,12 @@ def _prepare(recipe: Recipe, fabric: Fabric, folder: Path, data: RunData, object
     fabric.barrier()
     wandb = Wandb(recipe, folder, fabric.is_global_zero)
     metrics = MetricLog(folder / METRICS_FILE)
-    return Training(recipe, fabric, folder, data, objective, module, wrapped, average, metrics, wandb)
+    interruption = Interruption(fabric)
+    patience = WAIT_SECONDS if fabric.world_size == 1 else WAIT_SECONDS_OF_MANY
+    writer = CheckpointWriter(folder, interruption.asked, patience)
+    return Training(
+        recipe, fabric, folder, data, objective, module, wrapped, average, metrics, wandb, interruption, writer
+    )
 
 
 def _resume(training: Training, content: dict[str, Any]) -> None:
@@ -149,29 +171,29 @@ def _resume(training: Training, content: dict[str, Any]) -> None:
     training.fabric.barrier()
 
 
-def _save(training: Training) -> None:
-    """Write the checkpoint of the steps done so far: the last thing that happens at a step."""
-    if training.fabric.is_global_zero:
-        objective = training.objective
-        content = {
-            "step": training.step,
-            "recipe": training.recipe.to_dict(),
-            "model": checkpoint.state_of(objective),
-            "average": None if training.average is None else training.average.state,
-            "exported": checkpoint.exported_prefix(objective),
-            "backbone_spec": checkpoint.spec_to_dict(objective.backbone.spec()),
-            "trained_decoder": checkpoint.trained_decoder(objective),
-            "optimizer": training.optimizer.state_dict(),
-            "precision": training.fabric.strategy.precision.state_dict(),
-            "metrics": training.metrics.state(),
-            "normalisation": training.data.normalisation,
-            "seen_digest": training.data.seen_digest,
-            "input_size": list(objective.input_size),
-            "batch_size": training.recipe.data.batch_size,
-            "spacing": training.data.median_spacing,
-        }
-        checkpoint.save(training.folder, content)
-    training.fabric.barrier()
+def _save(training: Training, wait: bool = False) -> None:
+    """Save the steps done so far, the last thing that happens at a step; `wait` until it is on the disk."""
+    if not training.fabric.is_global_zero:
+        return
+    objective = training.objective
+    content = {
+        "step": training.step,
+        "recipe": training.recipe.to_dict(),
+        "model": objective.state_dict(),
+        "average": None if training.average is None else training.average.state,
+        "exported": checkpoint.exported_prefix(objective),
+        "backbone_spec": checkpoint.spec_to_dict(objective.backbone.spec()),
+        "trained_decoder": checkpoint.trained_decoder(objective),
+        "optimizer": training.optimizer.state_dict(),
+        "precision": training.fabric.strategy.precision.state_dict(),
+        "metrics": training.metrics.state(),
+        "normalisation": training.data.normalisation,
+        "seen_digest": training.data.seen_digest,
+        "input_size": list(objective.input_size),
+        "batch_size": training.recipe.data.batch_size,
+        "spacing": training.data.median_spacing,
+    }
+    training.writer.save(content, wait)
 
 
 def _loop(training: Training) -> None:
@@ -197,9 +219,16 @@ def _loop(training: Training) -> None:
                 loss = _write_metrics(training, lr, watch)
                 bar.update(training.step, f"loss {loss:.4g}")
             _observe(training, last)
-            if every(training.step, run.checkpoint_every) or last:
+            signal = training.interruption.seen()
+            if every(training.step, run.checkpoint_every) or last or signal:
                 finite.check()
-                _save(training)
+                _save(training, wait=last or bool(signal))
+            if signal and not last:
+                raise Interrupted(
+                    f"{training.folder}: stopped by {Signals(signal).name} after step {training.step} of {run.steps} "
+                    "and saved; the same command goes on",
+                    signal,
+                )
 
 
 def _step(training: Training, batches: Iterator[RegionBatch], watch: _Watch, finite: _FiniteCheck) -> None:
@@ -247,8 +276,7 @@ def _write_metrics(training: Training, lr: float, watch: _Watch) -> float:
     line["samples"] = training.step * training.recipe.data.batch_size
     line |= watch.read()
     if fabric.is_global_zero:
-        training.metrics.write(line)
-        training.wandb.log(line)
+        training.tell(line)
     return means["loss"]
 
 
@@ -267,13 +295,14 @@ def _observe(training: Training, last: bool) -> None:
             with training.data.reader(training.data.plan) as reader:
                 samples = max(PREVIEW_SAMPLES, training.objective.region.group)
                 batch = _to_device(reader.read(range(samples)), training.fabric, training.recipe)
-            path = save_preview(training.folder / "previews", step, training.objective(batch, preview=True))
+            drawn = training.objective(batch, preview=True)
+            folder = training.folder / "previews"
+            path = when_there_is_room(lambda: save_preview(folder, step, drawn), folder, training.interruption.asked)
             if path is not None:
                 training.wandb.picture(path, step)
         if holdout:
             line = {"step": step, "holdout/loss": _holdout_loss(training)}
-            training.metrics.write(line)
-            training.wandb.log(line)
+            training.tell(line)
     training.objective.train()
 
 
