@@ -53,6 +53,7 @@ class DataConfig:
 
     `store`: a path, or several with `weights`; `include`/`exclude`: subjects, or a JSON file of them. A split file
     ({"pool"|"train", "validation", "test"}) excludes its validation and test patients.
+    `on_error`: at a volume that cannot be read, stop, or skip it: others are read in its place, and counted.
     """
 
     store: str | list[str]
@@ -65,6 +66,7 @@ class DataConfig:
     include: str | list[str] | None = None
     exclude: str | list[str] | None = None
     few_slices: bool = False
+    on_error: Literal["stop", "skip"] = "stop"
 
 
 @dataclass

@@ -37,7 +37,8 @@ SEEN_FILE = "seen.parquet"
 # (that the volumes are still the same ones is checked by their fingerprints).
 MAY_CHANGE = (
     "run.dir", "run.devices", "run.log_every", "run.checkpoint_every", "run.preview_every",
-    "run.holdout_every", "data.store", "data.workers", "wandb", "model.init", "data.include", "data.exclude",
+    "run.holdout_every", "data.store", "data.workers", "data.include", "data.exclude", "data.on_error", "wandb",
+    "model.init",
 )  # fmt: skip
 
 
@@ -191,13 +192,16 @@ class RunData:
             normalise=data.normalise,
             start_step=start_step,
             pin=fabric.device.type == "cuda",
+            on_error=data.on_error,
         )
 
     def reader(self, plan: SamplingPlan) -> RegionLoader:
         """Reads single batches in this thread: previews, held-out subjects."""
         group = plan.spec.group
         data = self.recipe.data
-        return RegionLoader(plan, group, workers=0, channels=data.channels, normalise=data.normalise)
+        return RegionLoader(
+            plan, group, workers=0, channels=data.channels, normalise=data.normalise, on_error=data.on_error
+        )
 
     def describe_samples(self, step: int, most: int = 8) -> str:
         """Volumes and positions of the samples of a step, for an error message."""

@@ -210,7 +210,10 @@ def _loop(training: Training) -> None:
             watch.start()
             lr = optim.set_step(training.optimizer, training.step, run.steps, recipe.optim)
             torch.manual_seed(mix(run.seed, "step", training.step, training.fabric.global_rank))
+            replaced = loader.replaced
             _step(training, batches, watch, finite)
+            if recipe.data.on_error == "skip":
+                training.metrics.add({"data/replaced": torch.tensor(loader.replaced - replaced)})
             training.step += 1
             watch.stop()
             last = training.step == run.steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections import deque
@@ -19,6 +20,9 @@ from ssl3d.data.sampling import Sample, SamplingPlan
 from ssl3d.data.workers import Inline, Pool, Processes, Target, Threads
 from ssl3d.regions import RegionBatch
 
+_log = logging.getLogger(__name__)
+UNREADABLE = (ValueError, FileNotFoundError, RuntimeError)  # what a reader raises, naming the volume
+REPLACEMENTS = 8  # tried for a sample that cannot be read
 DESCRIBED = 8192  # volumes whose spacing, affine and normalisation numbers are kept decoded
 MAX_AUTO_WORKERS = 8
 
@@ -32,6 +36,8 @@ class RegionLoader:
     `workers`: 0 reads in the calling thread; "auto" leaves a CPU to the loop. `backend`: "threads" or "processes".
     `channels`: "all", or "one" channel drawn per sample. `normalise`: see `ssl3d.data.normalise`. `pin`: page-locked
     memory, for asynchronous copies to a GPU; torch reuses it only after the copy's event.
+    `on_error`: "stop" raises what a reader raises; "skip" reads other samples instead, warns once a volume and
+    counts them in `replaced`.
     Reads ahead by a bounded number of micro-batches. Leave an iterator, `close()` the loader or use it as a context
     manager, and its workers end.
     Raises ValueError when batch_size cannot be cut so, or the volumes do not have the same number of channels.
@@ -51,6 +57,7 @@ class RegionLoader:
         start_step: int = 0,
         pin: bool = False,
         backend: Literal["threads", "processes"] = "threads",
+        on_error: Literal["stop", "skip"] = "stop",
     ) -> None:
         parts = world_size * accumulate
         if batch_size < 1 or batch_size % parts:
@@ -73,6 +80,7 @@ class RegionLoader:
         self.rank, self.world_size, self.start_step = rank, world_size, start_step
         self.workers = _auto_workers() if workers == "auto" else int(workers)
         self.backend, self.pin, self._normalise = backend, pin, normalise
+        self.on_error, self.replaced, self._told = on_error, 0, set[str]()  # replaced: samples, so far
         self.channels = 1 if channels == "one" else _common_channels(plan)
         self.target_names = _target_names(plan)
         self._reader = RegionReader(plan.stores, plan.spec.size, channels == "one")
@@ -135,29 +143,39 @@ class RegionLoader:
 
     def _begin(self, samples: list[Sample], pool: Pool) -> Callable[[], RegionBatch]:
         """Start reading a batch; the returned function waits for it."""
-        size, n = self.plan.spec.size, len(samples)
-        image = torch.empty((n, self.channels, *size), dtype=torch.int16, pin_memory=self.pin)
-        label = valid = None
-        if self.plan.spec.labels:
-            label = torch.empty((n, 1, *size), dtype=torch.int64, pin_memory=self.pin)
-        doubtful = [self._reader.may_be_invalid(s) for s in samples]
-        if any(doubtful):
-            valid = torch.ones((n, 1, *size), dtype=torch.bool, pin_memory=self.pin)
-        waits = []
-        for i, sample in enumerate(samples):
-            target = Target(
-                image[i].numpy(),
-                None if label is None else label[i].numpy(),
-                valid[i].numpy() if valid is not None and doubtful[i] else None,
-            )
-            waits.append(pool.begin(sample, target))
+        page = _Page(self._reader, samples, self.channels, self.plan.spec.labels, self.pin)
+        waits = [pool.begin(sample, page.target(i)) for i, sample in enumerate(samples)]
 
         def finish() -> RegionBatch:
-            for wait in waits:
-                wait()
-            return self._batch(samples, image, label, None if valid is None or bool(valid.all()) else valid)
+            failures, group = _failures(waits, raise_first=self.on_error == "stop"), self.plan.spec.group
+            for first in range(0, len(failures), group):
+                if failed := next(filter(None, failures[first : first + group]), None):
+                    self._replace(page, first, failed)
+            valid = page.valid
+            return self._batch(page.samples, page.image, page.label, None if valid is None or valid.all() else valid)
 
         return finish
+
+    def _replace(self, page: _Page, first: int, error: Exception) -> None:
+        """Read other samples in the place of the group that begins at `first`, one of which cannot be read.
+
+        Which ones is a pure function of their numbers too. Raises `error` when REPLACEMENTS of them cannot be read
+        either: then it is no single volume that is damaged.
+        """
+        group = self.plan.spec.group
+        for attempt in range(1, REPLACEMENTS + 1):
+            for k, sample in enumerate(self.plan.group(page.samples[first].number // group, attempt)):
+                page.place(first + k, sample)
+            targets = [page.target(first + k) for k in range(group)]
+            waits = [Inline(self._reader).begin(page.samples[first + k], t) for k, t in enumerate(targets)]
+            if not any(_failures(waits)):
+                break
+        else:
+            raise error
+        self.replaced += group
+        if str(error) not in self._told:
+            self._told.add(str(error))
+            _log.warning("%s; other regions are read in its place (data.on_error=skip)", error)
 
     def _batch(
         self,
@@ -212,6 +230,51 @@ class RegionLoader:
             "foreground_box": np.array(store.cell("foreground_box", row)).reshape(2, 3),
             "target": np.array([targets.get(name, math.nan) for name in self.target_names], dtype=np.float64),
         }
+
+
+class _Page:
+    """The arrays of a batch being read, and which sample goes where."""
+
+    def __init__(self, reader: RegionReader, samples: list[Sample], channels: int, labels: bool, pin: bool) -> None:
+        n, size = len(samples), reader.size
+        self.samples, self._reader, self._pin = samples, reader, pin
+        self.image = torch.empty((n, channels, *size), dtype=torch.int16, pin_memory=pin)
+        self.label = torch.empty((n, 1, *size), dtype=torch.int64, pin_memory=pin) if labels else None
+        self.valid: torch.Tensor | None = None
+        for i, sample in enumerate(samples):
+            self.place(i, sample)
+
+    def place(self, i: int, sample: Sample) -> None:
+        """Sample `i` is this one."""
+        self.samples[i] = sample
+        if self._reader.may_be_invalid(sample) and self.valid is None:
+            shape = (len(self.samples), 1, *self._reader.size)
+            self.valid = torch.ones(shape, dtype=torch.bool, pin_memory=self._pin)
+
+    def target(self, i: int) -> Target:
+        """Where the voxels of sample `i` go."""
+        doubtful = self.valid is not None and self._reader.may_be_invalid(self.samples[i])
+        if self.valid is not None and not doubtful:
+            self.valid[i] = True
+        return Target(
+            self.image[i].numpy(),
+            None if self.label is None else self.label[i].numpy(),
+            self.valid[i].numpy() if self.valid is not None and doubtful else None,
+        )
+
+
+def _failures(waits: list[Callable[[], Any]], raise_first: bool = False) -> list[Exception | None]:
+    """What each of them raised, after all have ended."""
+    failures: list[Exception | None] = []
+    for wait in waits:
+        try:
+            wait()
+            failures.append(None)
+        except UNREADABLE as error:
+            if raise_first:
+                raise
+            failures.append(error)
+    return failures
 
 
 def _auto_workers() -> int:

@@ -154,9 +154,12 @@ class SamplingPlan:
         group, position = divmod(index, self.spec.group)
         return self.group(group)[position]
 
-    def group(self, g: int) -> list[Sample]:
-        """The samples [g * group, (g + 1) * group), from distinct volumes, or from one."""
-        rng = numpy_generator(self.seed, "group", g)
+    def group(self, g: int, attempt: int = 0) -> list[Sample]:
+        """The samples [g * group, (g + 1) * group), from distinct volumes, or from one.
+
+        `attempt` > 0: other ones in their place, for when a volume of these cannot be read.
+        """
+        rng = numpy_generator(self.seed, "group", g, *([attempt] if attempt else []))
         samples, taken = list[Sample](), set[int]()
         forest = self._all
         for position, u in enumerate(rng.random((self.spec.group, 8)).tolist()):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.shared_memory import SharedMemory
@@ -17,7 +19,9 @@ from ssl3d.data.reading import RegionReader
 from ssl3d.data.sampling import Sample
 from ssl3d.regions import Size3
 
+_log = logging.getLogger(__name__)
 CLOSE_SECONDS = 5.0  # how long a process may take to end by itself
+MAX_DEATHS = 4  # of workers, one after the other, before it is no accident
 
 
 @dataclass
@@ -103,50 +107,61 @@ class Processes:
     """Forkserver processes that read into shared memory; the caller copies each sample into its batch.
 
     `ahead`: samples that may be begun and not yet waited for; so many slots there are.
-    A worker that dies (killed, out of memory) raises RuntimeError in the caller, who never waits for it in vain.
+    A worker that dies (killed, out of memory) is replaced, and reads anew what it had not finished; when that happens
+    MAX_DEATHS times without a sample read in between, the caller gets RuntimeError and never waits in vain.
     """
 
     def __init__(self, reader: RegionReader, workers: int, ahead: int, channels: int, label: bool) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["ssl3d.data.workers"])
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["ssl3d.data.workers"])
+        self._reader = reader
         self._slots = Slots(ahead, channels, reader.size, label)
         self._free = deque(range(ahead))
         self._done: dict[int, BaseException | None] = {}
+        self._asked: dict[int, tuple[int, tuple[Sample, bool, bool]]] = {}  # slot -> its worker, what was asked of it
         self._connections: list[Connection] = []
         self._processes: list[Any] = []
-        self._turn = 0
+        self._turn = self._deaths = 0
         try:
             for number in range(workers):
-                ours, theirs = context.Pipe()
-                process = context.Process(
-                    target=_serve,
-                    args=(theirs, reader, self._slots.name, self._slots.arguments),
-                    name=f"ssl3d-reader-{number}",
-                    daemon=True,
-                )
-                process.start()
-                theirs.close()  # so that the end of the worker is seen as the end of its pipe
-                self._connections.append(ours)
+                process, connection = self._start(number)
                 self._processes.append(process)
+                self._connections.append(connection)
         except BaseException:
             self.close()
             raise
+
+    def _start(self, number: int) -> tuple[Any, Connection]:
+        ours, theirs = self._context.Pipe()
+        arguments = (theirs, self._reader, self._slots.name, self._slots.arguments)
+        process = self._context.Process(target=_serve, args=arguments, name=f"ssl3d-reader-{number}", daemon=True)
+        process.start()
+        theirs.close()  # so that the end of the worker is seen as the end of its pipe
+        return process, ours
 
     def begin(self, sample: Sample, target: Target) -> Callable[[], Any]:
         slot = self._free.popleft()  # the loader begins no more samples than there are slots
         worker = self._turn % len(self._connections)
         self._turn += 1
-        try:
-            self._connections[worker].send((slot, sample, target.label is not None, target.valid is not None))
-        except (BrokenPipeError, ConnectionResetError):
-            raise self._lost(worker) from None
+        self._asked[slot] = worker, (sample, target.label is not None, target.valid is not None)
+        self._ask(slot)
         return lambda: self._finish(slot, target)
+
+    def _ask(self, slot: int) -> None:
+        worker, what = self._asked[slot]
+        try:
+            self._connections[worker].send((slot, *what))
+        except (BrokenPipeError, ConnectionResetError):
+            self._replace(worker)  # which asks for everything that is not there
 
     def _finish(self, slot: int, target: Target) -> None:
         while slot not in self._done:
-            self._receive()
+            for ready in wait(self._connections):
+                assert isinstance(ready, Connection)
+                self._receive(self._connections.index(ready))
         error = self._done.pop(slot)
         if error is not None:
+            self._free.append(slot)
             raise error
         source = self._slots.target(slot, target.label is not None, target.valid is not None)
         target.image[...] = source.image
@@ -156,23 +171,40 @@ class Processes:
             target.valid[...] = source.valid
         self._free.append(slot)
 
-    def _receive(self) -> None:
-        """Take in the answers that are there; wait for one if there is none."""
-        for ready in wait(self._connections):
-            assert isinstance(ready, Connection)
-            try:
-                slot, error = ready.recv()
-            except (EOFError, ConnectionResetError):
-                raise self._lost(self._connections.index(ready)) from None
-            self._done[slot] = error
+    def _receive(self, worker: int) -> None:
+        """Take in one answer of a worker that has one, or replace it when it has died."""
+        try:
+            slot, error = self._connections[worker].recv()
+        except (EOFError, ConnectionResetError):
+            self._replace(worker)
+            return
+        self._deaths = 0
+        self._done[slot] = error
+        del self._asked[slot]
 
-    def _lost(self, worker: int) -> RuntimeError:
-        process = self._processes[worker]
+    def _replace(self, worker: int) -> None:
+        """A new process in the place of a dead one; what the old one had answered before is kept."""
+        process, connection = self._processes[worker], self._connections[worker]
+        with suppress(EOFError, ConnectionResetError):
+            while connection.poll():
+                slot, error = connection.recv()
+                self._done[slot] = error
+                del self._asked[slot]
         process.join(CLOSE_SECONDS)
-        return RuntimeError(
-            f"loader process {process.name} ended unexpectedly (exit code {process.exitcode}); -9 is most often "
-            "the system out of memory: lower data.workers or data.batch_size"
-        )
+        self._deaths += 1
+        code = process.exitcode
+        if self._deaths >= MAX_DEATHS:
+            raise RuntimeError(
+                f"loader processes ended unexpectedly {MAX_DEATHS} times in a row (exit code {code}); -9 is most often "
+                "the system out of memory: lower data.workers or data.batch_size"
+            )
+        _log.warning("loader process %s ended unexpectedly (exit code %s): another one takes its place",
+                     process.name, code)  # fmt: skip
+        connection.close()
+        process.close()
+        self._processes[worker], self._connections[worker] = self._start(worker)
+        for slot in [s for s, (owner, _) in self._asked.items() if owner == worker]:
+            self._ask(slot)
 
     def close(self) -> None:
         for connection in self._connections:

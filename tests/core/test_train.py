@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -177,6 +178,19 @@ def test_damaged_last_checkpoint_falls_back(tiny, tmp_path, capsys):
     train(tiny())
     assert "damaged" in capsys.readouterr().out
     assert_same_run(whole, run)
+
+
+def test_a_damaged_volume_stops_a_run_unless_it_is_to_be_skipped(tiny, tiny_store, tmp_path):
+    store = shutil.copytree(tiny_store, tmp_path / "damaged.zarr")
+    shard = store / "volumes" / "v3" / "c" / "0" / "0" / "0" / "0"
+    shard.write_bytes(shard.read_bytes()[:-50] + bytes(50))
+    options = [f"data.store={store}", "data.batch_size=6", "run.log_every=1"]
+    with pytest.raises(ValueError, match=r"damaged.*convert"):
+        train(tiny(*options))
+    run = train(tiny(*options, "data.on_error=skip"))  # the same directory: the choice may change
+    replaced = [line["data/replaced"] for line in read_metrics(run / "metrics.jsonl")]
+    assert len(replaced) == 8 and sum(replaced) > 0
+    assert "data/replaced" not in read_metrics(train(tiny(f"run.dir={tmp_path / 'whole'}")) / "metrics.jsonl")[0]
 
 
 def test_nan_stops_with_step_and_samples_and_keeps_the_last_good(tiny, monkeypatch):

@@ -16,6 +16,7 @@ from random_volumes import add_volume
 from ssl3d.data.loader import RegionLoader
 from ssl3d.data.sampling import SamplingPlan
 from ssl3d.data.store import open_store
+from ssl3d.data.workers import Processes
 from ssl3d.data.write import build_index, create_store
 from ssl3d.regions import RegionBatch, RegionSpec
 
@@ -189,17 +190,87 @@ def readers() -> list[str]:
     return threads + [p.name for p in multiprocessing.active_children() if p.name.startswith("ssl3d-reader")]
 
 
-def test_a_lost_process_is_reported(make_store):
+def kill_workers():
+    for child in multiprocessing.active_children():
+        if child.name.startswith("ssl3d-reader"):
+            os.kill(child.pid, signal.SIGKILL)
+
+
+def test_a_lost_process_is_replaced_and_nothing_is_missing(make_store, caplog):
     plan = SamplingPlan([open_store(make_store())], RegionSpec(SIZE), seed=0)
-    with RegionLoader(plan, 2, workers=2, backend="processes") as loader:
+    with RegionLoader(plan, 2, workers=2, backend="processes") as loader, RegionLoader(plan, 2, workers=0) as inline:
+        for step, (batch, expected) in enumerate(zip(loader, inline)):
+            assert torch.equal(batch.image, expected.image)
+            if step in (2, 7):
+                kill_workers()
+            if step == 12:
+                break
+    assert "ended unexpectedly (exit code -9): another one takes its place" in caplog.text
+
+
+def test_processes_that_only_die_are_reported(make_store, monkeypatch):
+    plan = SamplingPlan([open_store(make_store())], RegionSpec(SIZE), seed=0)
+    with RegionLoader(plan, 2, workers=1, backend="processes") as loader:
         iterator = iter(loader)
         next(iterator)
-        for child in multiprocessing.active_children():
-            if child.name.startswith("ssl3d-reader"):
-                os.kill(child.pid, signal.SIGKILL)
-        with pytest.raises(RuntimeError, match=r"ended unexpectedly \(exit code -9\)"):
+        start = Processes._start
+
+        def start_and_kill(self, number):
+            process, connection = start(self, number)
+            process.kill()
+            process.join()
+            return process, connection
+
+        monkeypatch.setattr(Processes, "_start", start_and_kill)
+        kill_workers()
+        with pytest.raises(RuntimeError, match=r"times in a row \(exit code -9\)"):
             for _ in range(20):
                 next(iterator)
+
+
+def damage(root, volume):
+    """Turn all bytes of a volume's voxels over."""
+    shard = root / "volumes" / volume / "c" / "0" / "0" / "0" / "0"
+    shard.write_bytes(bytes(255 - b for b in shard.read_bytes()))
+
+
+@pytest.mark.parametrize("group", [1, 2])
+@pytest.mark.parametrize(("backend", "workers"), [("threads", 0), ("threads", 2), ("processes", 1)])
+def test_a_damaged_volume_is_skipped_only_when_asked(make_store, caplog, group, backend, workers):
+    root = make_store()
+    store = open_store(root)
+    plan = SamplingPlan([store], RegionSpec(SIZE, group=group), seed=0)
+    options = {"workers": workers, "backend": backend}
+    with RegionLoader(plan, 4, workers=0) as whole:
+        expected = [batch for batch, _ in zip(whole, range(6))]
+    bad = int(expected[0].volume[1])
+    damage(root, store.volume_id(plan.locate(bad)[1]))
+    store = open_store(root)
+    plan = SamplingPlan([store], RegionSpec(SIZE, group=group), seed=0)
+    with RegionLoader(plan, 4, **options) as strict, pytest.raises(ValueError, match="damaged"):
+        next(iter(strict))
+    replaced = 0
+    with RegionLoader(plan, 4, on_error="skip", **options) as loader:
+        for before, batch in zip(expected, loader):
+            assert bad not in batch.volume
+            groups = (before.volume == bad).reshape(-1, group).any(1)
+            replaced += group * int(groups.sum())
+            kept = ~groups.repeat_interleave(group)
+            assert torch.equal(batch.image[kept], before.image[kept])
+            assert torch.equal(batch.seed, before.seed), "a replacement draws from the same seed"
+            assert all(len(set(pair)) == group for pair in batch.volume.reshape(-1, group).tolist())
+        assert loader.replaced == replaced > 0, "what is read ahead counts when it is handed out"
+    assert caplog.text.count("data.on_error=skip") == 1, "said once a volume"
+
+
+def test_when_nothing_can_be_read_skipping_ends(make_store):
+    root = make_store()
+    store = open_store(root)
+    for row in range(len(store)):
+        damage(root, store.volume_id(row))
+    plan = SamplingPlan([open_store(root)], RegionSpec(SIZE), seed=0)
+    with RegionLoader(plan, 2, workers=0, on_error="skip") as loader, pytest.raises(ValueError, match="damaged"):
+        next(iter(loader))
 
 
 def test_reading_ahead_is_bounded(make_store, monkeypatch):
