@@ -111,7 +111,8 @@ def recipe(o: argparse.Namespace, store: Path, folder: Path, augmented: bool) ->
         {
             "run": {
                 "dir": str(folder), "steps": WARM_UP + o.steps, "devices": 1, "precision": o.precision,
-                "compile": o.compile, "log_every": 10, "checkpoint_every": 0, "preview_every": 0, "holdout_every": 0,
+                "compile": o.compile, "log_every": 10, "checkpoint_every": 0,
+                "preview_every": 0, "holdout_every": 0, "collapse_every": 0,
             },
             "data": {"store": str(store), "batch_size": o.batch},
             "model": {"_target_": "ssl3d.models.resenc.ResEncUNet", "size": o.size},

@@ -42,6 +42,7 @@ def recipe(context: Context, cell: Cell) -> dict[str, Any]:
             "checkpoint_every": 0,  # the last step is always kept
             "preview_every": 0,
             "holdout_every": 0,
+            "collapse_every": 0,
         },
         "data": {
             "store": suite.store,

@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
-from torch.nn import functional as F
 
 from downstream.arms import Arm
 from downstream.context import Cell, Context
@@ -26,7 +25,7 @@ from downstream.inference import pad_to, predict, read_image, read_whole, window
 from downstream.scoring import finish, keep_picture, score_case
 from ssl3d.data.format import LABELS, VALID
 from ssl3d.models.backbone import Backbone
-from ssl3d.models.heads import StageHead
+from ssl3d.models.heads import StageHead, features_at
 from ssl3d.regions import Size3
 from ssl3d.seeding import numpy_generator
 
@@ -162,16 +161,9 @@ def voxel_features(
         inside = (start == corner).all(axis=1)
         z, y, x = (slice(int(c), int(c) + w) for c, w in zip(corner, window))
         stages = backbone.encode(padded[:, :, z, y, x].to(device))
-        out[inside] = np.concatenate([_at(stage, within[inside], window) for stage in stages], axis=1)
+        parts = [features_at(stage, within[inside], window).cpu().numpy() for stage in stages]
+        out[inside] = np.concatenate(parts, axis=1)
     return out
-
-
-def _at(features: Tensor, voxels: NDArray[np.int64], window: Size3) -> NDArray[np.float32]:
-    """(1,C,d,h,w) upsampled to `window`, at `voxels` (N,3): (N,C), without upsampling the rest."""
-    relative = (torch.from_numpy(voxels) + 0.5) / torch.tensor(window) * 2 - 1  # grid_sample's coordinates, z y x
-    grid = relative.flip(-1).float()[None, :, None, None].to(features.device)
-    sampled = F.grid_sample(features.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return sampled[0, :, :, 0, 0].T.cpu().numpy()
 
 
 def fit(x: NDArray[np.float32], y: NDArray[np.int64], n_classes: int, l2: float) -> LinearClassifier:

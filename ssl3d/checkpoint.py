@@ -15,16 +15,21 @@ from ssl3d.models.init import TransferReport, load_weights
 from ssl3d.tasks.task import Objective
 
 FORMAT = 1
-FOLDER, LAST, PREVIOUS, NEW = "checkpoints", "last.pt", "previous.pt", "new.pt"
+FOLDER, LAST, PREVIOUS, NEW, BEST = "checkpoints", "last.pt", "previous.pt", "new.pt", "best.pt"
 
 
-def save(run: Path, content: Mapping[str, Any]) -> Path:
+def save(run: Path, content: Mapping[str, Any], best: bool = False) -> Path:
     """Write `content` as the run's last checkpoint; the one before is kept. A kill at any moment leaves one whole.
+
+    `best`: as its best one instead, which no resume starts from.
 
     Raises OSError when the disk is full; the checkpoints already there are untouched.
     """
     folder = run / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
+    if best:
+        checkpoint_file.write(folder / BEST, {"format": FORMAT, **content})
+        return folder / BEST
     new = folder / NEW
     checkpoint_file.write(new, {"format": FORMAT, **content})
     if (folder / LAST).exists():

@@ -26,14 +26,14 @@ class CheckpointWriter:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="ssl3d-checkpoint")
         self._writing: Future[Path] | None = None
 
-    def save(self, content: Mapping[str, Any], wait: bool = False) -> None:
-        """Save `content` as it is now; returns when it is copied, or with `wait` when it is on the disk.
+    def save(self, content: Mapping[str, Any], wait: bool = False, best: bool = False) -> None:
+        """Save `content` as it is now, the last or the best; back when it is copied, or with `wait` on the disk.
 
         Raises what the write before raised: OSError with one sentence when the disk stayed full.
         """
         self.wait()
         taken = self._snapshot.take(content)
-        self._writing = self._pool.submit(self._write, taken)
+        self._writing = self._pool.submit(self._write, taken, best)
         if wait:
             self.wait()
 
@@ -49,8 +49,8 @@ class CheckpointWriter:
         self._pool.shutdown(wait=True)
         self.wait()
 
-    def _write(self, content: Mapping[str, Any]) -> Path:
+    def _write(self, content: Mapping[str, Any], best: bool) -> Path:
         def stop() -> bool:
             return self._closing or self._asked()
 
-        return when_there_is_room(lambda: checkpoint.save(self._run, content), self._run, stop, self._patience)
+        return when_there_is_room(lambda: checkpoint.save(self._run, content, best), self._run, stop, self._patience)

@@ -45,6 +45,7 @@ class RunConfig:
     checkpoint_every: int = 1000
     preview_every: int = 1000
     holdout_every: int = 1000
+    collapse_every: int = 1000
 
 
 @dataclass
@@ -114,6 +115,21 @@ class WandbConfig:
 
 
 @dataclass
+class ProbeConfig:
+    """A linear probe of the frozen encoder during training: `store` with labels (null: none), `every` so many steps.
+
+    `regions`: how many are read of each half of its patients. `include`/`exclude`: as in data; a split file excludes
+    its validation and test patients, so that what is evaluated later has chosen nothing.
+    """
+
+    store: str | None = None
+    every: int = 1000
+    regions: int = 32
+    include: str | list[str] | None = None
+    exclude: str | list[str] | None = None
+
+
+@dataclass
 class Recipe:
     """A checked, completed recipe. `model` and `task` stay plain mappings until they are built."""
 
@@ -122,6 +138,7 @@ class Recipe:
     model: dict[str, Any]
     task: dict[str, Any]
     optim: OptimConfig
+    probe: ProbeConfig
     wandb: WandbConfig
 
     def to_dict(self) -> dict[str, Any]:
@@ -130,9 +147,10 @@ class Recipe:
 
 
 # Ranges that a type cannot say.
-_POSITIVE = ("run.steps", "run.accumulate", "data.batch_size", "optim.lr")
+_POSITIVE = ("run.steps", "run.accumulate", "data.batch_size", "optim.lr", "probe.regions")
 _NOT_NEGATIVE = (
-    "run.seed", "run.log_every", "run.checkpoint_every", "run.preview_every", "run.holdout_every", "optim.weight_decay",
+    "run.seed", "run.log_every", "run.checkpoint_every", "run.preview_every", "run.holdout_every", "run.collapse_every",
+    "optim.weight_decay", "probe.every",
     "optim.warmup_steps", "optim.lr_end", "data.workers", "optim.weight_decay_end",
 )  # fmt: skip
 
@@ -294,7 +312,9 @@ def load(
     return Recipe(model=completed["model"], task=completed["task"], **built)
 
 
-_SECTIONS: dict[str, type] = {"run": RunConfig, "data": DataConfig, "optim": OptimConfig, "wandb": WandbConfig}
+_SECTIONS: dict[str, type] = {
+    "run": RunConfig, "data": DataConfig, "optim": OptimConfig, "probe": ProbeConfig, "wandb": WandbConfig,
+}  # fmt: skip
 
 
 def build_model(recipe: Recipe) -> Any:

@@ -36,9 +36,9 @@ SEEN_FILE = "seen.parquet"
 # Keys that may differ when a run is resumed: they change neither samples nor weights, or are paths that may have moved
 # (that the volumes are still the same ones is checked by their fingerprints).
 MAY_CHANGE = (
-    "run.dir", "run.devices", "run.log_every", "run.checkpoint_every", "run.preview_every",
-    "run.holdout_every", "data.store", "data.workers", "data.include", "data.exclude", "data.on_error", "wandb",
-    "model.init",
+    "run.dir", "run.devices", "run.log_every", "run.checkpoint_every", "run.preview_every", "run.holdout_every",
+    "run.collapse_every", "data.store", "data.workers", "data.include", "data.exclude", "data.on_error", "model.init",
+    "probe", "wandb",
 )  # fmt: skip
 
 

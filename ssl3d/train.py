@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -16,18 +15,17 @@ from torch import Tensor, nn
 from ssl3d import checkpoint, config, optim, setup_run
 from ssl3d.checkpoint_writer import CheckpointWriter
 from ssl3d.config import ConfigError, Recipe
-from ssl3d.disk import WAIT_SECONDS, WAIT_SECONDS_OF_MANY, when_there_is_room
+from ssl3d.disk import WAIT_SECONDS, WAIT_SECONDS_OF_MANY
 from ssl3d.interruption import Interrupted, Interruption
-from ssl3d.log import METRICS_FILE, MetricLog, Wandb, save_preview
+from ssl3d.log import METRICS_FILE, MetricLog, Wandb
+from ssl3d.observers import observe, observers_of
 from ssl3d.precision import choose_precision
 from ssl3d.regions import RegionBatch
 from ssl3d.seeding import mix
 from ssl3d.setup_run import RunData
 from ssl3d.tasks.task import Objective
 from ssl3d.terminal import progress, say
-
-HOLDOUT_BATCHES = 4
-PREVIEW_SAMPLES = 4
+from ssl3d.training import Training
 
 
 class TrainingStopped(RuntimeError):
@@ -50,30 +48,6 @@ class _Trained(nn.Module):
 
     def forward(self, parcel: _Parcel) -> _Parcel:
         return _Parcel(self.objective(parcel.content))
-
-
-@dataclass
-class Training:
-    """Everything a run holds while it trains."""
-
-    recipe: Recipe
-    fabric: Fabric
-    folder: Path
-    data: RunData
-    objective: Objective
-    module: Any
-    optimizer: Any
-    average: optim.WeightAverage | None
-    metrics: MetricLog
-    wandb: Wandb
-    interruption: Interruption
-    writer: CheckpointWriter
-    step: int = 0  # optimiser steps done
-
-    def tell(self, line: dict[str, Any]) -> None:
-        """Write a line of metrics, as soon as the disk has room for it."""
-        when_there_is_room(lambda: self.metrics.write(line), self.folder, self.interruption.asked)
-        self.wandb.log(line)
 
 
 def train(recipe: Recipe) -> Path:
@@ -171,7 +145,7 @@ def _resume(training: Training, content: dict[str, Any]) -> None:
     training.fabric.barrier()
 
 
-def _save(training: Training, wait: bool = False) -> None:
+def _save(training: Training, wait: bool = False, best: bool = False) -> None:
     """Save the steps done so far, the last thing that happens at a step; `wait` until it is on the disk."""
     if not training.fabric.is_global_zero:
         return
@@ -193,13 +167,14 @@ def _save(training: Training, wait: bool = False) -> None:
         "batch_size": training.recipe.data.batch_size,
         "spacing": training.data.median_spacing,
     }
-    training.writer.save(content, wait)
+    training.writer.save(content, wait, best)
 
 
 def _loop(training: Training) -> None:
     recipe, run = training.recipe, training.recipe.run
     watch = _Watch()
     finite = _FiniteCheck(training)
+    observers = observers_of(training)
     every = setup_run.due
     with (
         training.data.loader(training.fabric, training.step) as loader,
@@ -221,7 +196,8 @@ def _loop(training: Training) -> None:
                 finite.check()
                 loss = _write_metrics(training, lr, watch)
                 bar.update(training.step, f"loss {loss:.4g}")
-            _observe(training, last)
+            if observe(training, observers, last):
+                _save(training, best=True)
             signal = training.interruption.seen()
             if every(training.step, run.checkpoint_every) or last or signal:
                 finite.check()
@@ -238,7 +214,7 @@ def _step(training: Training, batches: Iterator[RegionBatch], watch: _Watch, fin
     """One optimiser step over `accumulate` micro-batches."""
     recipe, fabric = training.recipe, training.fabric
     for micro in range(recipe.run.accumulate):
-        batch = _to_device(watch.wait(batches), fabric, recipe)
+        batch = training.to_device(watch.wait(batches))
         is_last = micro == recipe.run.accumulate - 1
         with fabric.no_backward_sync(training.module, enabled=not is_last):
             outputs = training.module(_Parcel(batch)).content
@@ -261,13 +237,6 @@ def _step(training: Training, batches: Iterator[RegionBatch], watch: _Watch, fin
         training.average.update(training.objective)
 
 
-def _to_device(batch: RegionBatch, fabric: Fabric, recipe: Recipe) -> RegionBatch:
-    batch = batch.to(fabric.device, non_blocking=True).normalised()
-    if recipe.run.precision == "64-true":
-        batch = batch.replace(image=batch.image.double())
-    return batch
-
-
 def _write_metrics(training: Training, lr: float, watch: _Watch) -> float:
     fabric = training.fabric
     means = training.metrics.means()
@@ -281,44 +250,6 @@ def _write_metrics(training: Training, lr: float, watch: _Watch) -> float:
     if fabric.is_global_zero:
         training.tell(line)
     return means["loss"]
-
-
-def _observe(training: Training, last: bool) -> None:
-    """Pictures and the pretext loss on held-out subjects: they read fixed samples and change nothing."""
-    run, step = training.recipe.run, training.step
-    picture = run.preview_every and (setup_run.due(step, run.preview_every) or last)
-    holdout = training.data.holdout is not None and run.holdout_every and (
-        setup_run.due(step, run.holdout_every) or last
-    )  # fmt: skip
-    if not (picture or holdout) or not training.fabric.is_global_zero:
-        return
-    training.objective.eval()
-    with torch.no_grad(), training.fabric.autocast():
-        if picture:
-            with training.data.reader(training.data.plan) as reader:
-                samples = max(PREVIEW_SAMPLES, training.objective.region.group)
-                batch = _to_device(reader.read(range(samples)), training.fabric, training.recipe)
-            drawn = training.objective(batch, preview=True)
-            folder = training.folder / "previews"
-            path = when_there_is_room(lambda: save_preview(folder, step, drawn), folder, training.interruption.asked)
-            if path is not None:
-                training.wandb.picture(path, step)
-        if holdout:
-            line = {"step": step, "holdout/loss": _holdout_loss(training)}
-            training.tell(line)
-    training.objective.train()
-
-
-def _holdout_loss(training: Training) -> float:
-    """The mean pretext loss over fixed regions of held-out subjects: a diagnostic, no ranking of representations."""
-    size = max(training.recipe.data.batch_size // training.recipe.run.accumulate, training.objective.region.group)
-    losses = []
-    assert training.data.holdout is not None
-    with training.data.reader(training.data.holdout) as reader:
-        for i in range(HOLDOUT_BATCHES):
-            batch = _to_device(reader.read(range(i * size, (i + 1) * size)), training.fabric, training.recipe)
-            losses.append(training.objective(batch)["loss"].double())
-    return float(torch.stack(losses).mean())
 
 
 class _Watch:

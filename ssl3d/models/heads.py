@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,6 +18,14 @@ def upsample(x: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(x.shape[2:]) == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="trilinear", align_corners=False)
+
+
+def features_at(features: Tensor, voxels: NDArray[np.int64], size: Sequence[int]) -> Tensor:
+    """(1,C,d,h,w) upsampled to `size`, as `upsample` does, at `voxels` (N,3) alone: (N,C) float32."""
+    relative = (torch.from_numpy(voxels) + 0.5) / torch.tensor(tuple(size)) * 2 - 1  # grid_sample's coordinates, z y x
+    grid = relative.flip(-1).float()[None, :, None, None].to(features.device)
+    sampled = F.grid_sample(features.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return sampled[0, :, :, 0, 0].T
 
 
 class StageHead(nn.Module):

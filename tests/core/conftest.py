@@ -57,7 +57,7 @@ def tiny(tiny_store, tmp_path):
             {
                 "run": {
                     "dir": str(tmp_path / "run"), "steps": 8, "precision": "32-true", "log_every": 3,
-                    "checkpoint_every": 2, "preview_every": 0, "holdout_every": 0,
+                    "checkpoint_every": 2, "preview_every": 0, "holdout_every": 0, "collapse_every": 0,
                 },
                 "data": {"store": str(tiny_store), "batch_size": 2, "workers": 0},
                 "model": {

@@ -63,6 +63,7 @@ def recipe(store, tmp_path):
                 "run": {
                     "dir": str(tmp_path / "run"), "steps": 8, "precision": "bf16-mixed", "compile": False,
                     "devices": 1, "log_every": 1, "checkpoint_every": 2, "preview_every": 0, "holdout_every": 0,
+                    "collapse_every": 0,
                 },
                 "data": {"store": str(store), "batch_size": 2, "workers": 2},
                 "model": {"_target_": "ssl3d.models.resenc.ResEncUNet", "size": "S", "arch_kwargs": SMALL},

@@ -1,0 +1,51 @@
+"""Observers of a run: pictures, held-out loss, collapse, probe."""
+
+from __future__ import annotations
+
+import torch
+
+from ssl3d.log import read_metrics
+from ssl3d.observers.collapse import Collapse
+from ssl3d.observers.holdout import Holdout
+from ssl3d.observers.observer import Observer
+from ssl3d.observers.previews import Previews
+from ssl3d.observers.probe import SCORE, Probe
+from ssl3d.setup_run import due
+from ssl3d.training import Training
+
+
+def observers_of(training: Training) -> list[Observer]:
+    """Those that the recipe asks for. Raises ConfigError when one cannot be made (a probe without labels)."""
+    recipe, made = training.recipe, list[Observer]()
+    if recipe.run.preview_every:
+        made.append(Previews(recipe.run.preview_every))
+    if recipe.run.holdout_every and training.data.holdout is not None:
+        made.append(Holdout(recipe.run.holdout_every, training.data.holdout))
+    if recipe.run.collapse_every:
+        made.append(Collapse(recipe.run.collapse_every, training))
+    if recipe.probe.store is not None and recipe.probe.every:
+        scores = (line.get(SCORE) for line in read_metrics(training.metrics.path))
+        training.best = max((score for score in scores if score is not None), default=None)
+        made.append(Probe(recipe, training.objective))
+    return made
+
+
+def observe(training: Training, observers: list[Observer], last: bool) -> bool:
+    """Let those look whose turn it is, and log what they saw; whether the probe never scored as high before.
+
+    On the first rank alone: the others go on.
+    """
+    looking = [o for o in observers if last or due(training.step, o.every)]
+    if not looking or not training.fabric.is_global_zero:
+        return False
+    best = False
+    training.objective.eval()
+    with torch.no_grad(), training.fabric.autocast():
+        for observer in looking:
+            seen = observer.observe(training)
+            if seen:
+                training.tell({"step": training.step, **seen})
+            if SCORE in seen and (training.best is None or seen[SCORE] > training.best):
+                training.best, best = seen[SCORE], True
+    training.objective.train()
+    return best
