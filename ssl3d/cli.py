@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import shutil
 import sys
 import traceback
@@ -143,6 +144,16 @@ def _copy(o: argparse.Namespace) -> int:
     return 0
 
 
+def _sweep(o: argparse.Namespace) -> int:
+    if importlib.util.find_spec("optuna") is None:
+        raise UsageError("ssl3d sweep needs optuna: pip install 'ssl3d[sweep]'")
+    from ssl3d.sweep import run_local
+
+    out = Path(o.out) if o.out else Path("runs", "sweeps", Path(o.file).stem)
+    sys.stdout.write(f"{run_local(o.file, o.local, out, o.overrides, o.at_once)}\n")
+    return 0
+
+
 def _export(o: argparse.Namespace) -> int:
     from ssl3d.export import export
 
@@ -253,6 +264,13 @@ def _verbs() -> dict[str, tuple[Callable[[argparse.Namespace], int], str, str, C
         add("name", metavar="NAME")
         add("file", metavar="FILE")
 
+    def sweep(add: Add) -> None:
+        add("file", metavar="FILE", help="a wandb sweep file, or the name of one below recipes/sweeps")
+        add("overrides", nargs="*", metavar="key=value", default=[], help="for every run")
+        add("--local", type=int, required=True, metavar="N", help="runs in all on this machine; a grid ends by itself")
+        add("--out", metavar="DIR", help="default runs/sweeps/<name>; the same again goes on")
+        add("--at-once", type=int, default=1, metavar="N", help="runs beside each other (default 1)")
+
     def export(add: Add) -> None:
         add("run", metavar="RUN|FILE")
         add("--to", required=True, metavar="TARGET", help="nnunet | nnssl | monai | safetensors")
@@ -281,6 +299,8 @@ def _verbs() -> dict[str, tuple[Callable[[argparse.Namespace], int], str, str, C
         "check": (_check, "complete and build a recipe without data", "ssl3d check mae_resenc_l", recipe),
         "recipes": (_recipes, "list the recipes, or print one", "ssl3d recipes mae_resenc_l", recipes),
         "copy": (_copy, "copy a recipe to edit it", "ssl3d copy mae_resenc_l mine.yaml", copy),
+        "sweep": (_sweep, "run a wandb sweep file here, without a server; resumes",
+                  "ssl3d sweep mae_grid --local 6", sweep),
         "export": (_export, "export weights", "ssl3d export runs/mae --to nnunet --out weights", export),
         "evaluate": (
             _evaluate,

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import SLURMEnvironment
 from omegaconf import OmegaConf
 
 from ssl3d import config
@@ -101,6 +102,8 @@ def make_fabric(recipe: Recipe, precision: str) -> Fabric:
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1  # by torchrun, which has said how many there are
     if launched:
         count = int(os.environ.get("LOCAL_WORLD_SIZE", count))
+    slurm = not launched and SLURMEnvironment.detect()  # srun has started a process a device
+    nodes = int(os.environ.get("SLURM_NNODES", "1")) if slurm else int(os.environ.get("GROUP_WORLD_SIZE", "1"))
     if on_gpu and torch.__version__.startswith("2.9."):
         warnings.warn("torch 2.9 has a slow conv3d under AMP: use 2.8 or 2.10 and later", stacklevel=2)
     if not on_gpu:
@@ -111,8 +114,8 @@ def make_fabric(recipe: Recipe, precision: str) -> Fabric:
         fabric = Fabric(
             accelerator="cuda" if on_gpu else "cpu",
             devices=count,
-            num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", os.environ.get("SLURM_NNODES", "1"))),
-            strategy="ddp" if count > 1 or launched else "auto",
+            num_nodes=nodes,
+            strategy="ddp" if count * nodes > 1 or launched else "auto",
             precision=precision,  # type: ignore[arg-type]
         )
         fabric.launch()

@@ -42,6 +42,12 @@ def write_tiny(root: Path, volumes: int = 6, shape=(20, 26, 30), seed: int = 0) 
     return root
 
 
+@pytest.fixture
+def write_store():
+    """write_store(root, volumes, shape, seed) -> a tiny store."""
+    return write_tiny
+
+
 @pytest.fixture(scope="session")
 def tiny_store(tmp_path_factory) -> Path:
     return write_tiny(tmp_path_factory.mktemp("store") / "tiny.zarr")

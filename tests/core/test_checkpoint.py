@@ -96,10 +96,10 @@ def test_a_save_waits_for_no_disk_and_the_next_one_for_the_one_before(tmp_path, 
     began, go = threading.Event(), threading.Event()
     original = checkpoint.save
 
-    def slow(run, what):
+    def slow(run, what, best):
         began.set()
         assert go.wait(30)
-        return original(run, what)
+        return original(run, what, best)
 
     monkeypatch.setattr(checkpoint, "save", slow)
     writer = CheckpointWriter(tmp_path, never)
@@ -161,7 +161,7 @@ def test_waiting_for_room_ends_and_keeps_what_was_saved(tmp_path, full_disk, ask
 
 
 def test_an_error_that_is_no_full_disk_is_raised_at_once(tmp_path, monkeypatch):
-    def broken(run, what):
+    def broken(run, what, best):
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(checkpoint, "save", broken)

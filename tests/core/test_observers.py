@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import write_tiny
 
 from ssl3d import checkpoint
 from ssl3d.config import ConfigError
@@ -77,9 +76,9 @@ def test_the_probes_score_is_the_mean_recall():
 
 
 @pytest.fixture
-def labelled(tmp_path):
+def labelled(tmp_path, write_store):
     """A store of six patients whose bright block is labelled."""
-    root = write_tiny(tmp_path / "labelled.zarr", seed=3)
+    root = write_store(tmp_path / "labelled.zarr", seed=3)
     store = open_store(root)
     for row in range(len(store)):
         name, attributes = store.volume_id(row), store.attributes(row)

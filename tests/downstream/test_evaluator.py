@@ -57,17 +57,15 @@ def test_no_labels_and_other_channels_are_named(split_file, tmp_path, labelled_s
 
 def _channels(run: Path, channels: int) -> Path:
     """The same run with a network of other input channels."""
-    import torch
-
-    from ssl3d import checkpoint
+    from ssl3d import checkpoint, checkpoint_file
     from ssl3d.models.resenc import ResEncUNet
 
     file = run / "checkpoints" / "last.pt"
-    content = torch.load(file)
+    content = checkpoint.read(file)
     backbone = ResEncUNet("S", channels, content["backbone_spec"]["kwargs"]["arch_kwargs"])
     content["backbone_spec"] = checkpoint.spec_to_dict(backbone.spec())
     content["model"] = {f"backbone.{k}": v for k, v in backbone.state_dict().items()}
-    torch.save(content, file)
+    checkpoint_file.write(file, content)
     return run
 
 
