@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -59,10 +60,14 @@ def task_classes() -> list[type]:
     return classes(tasks, PretextTask)
 
 
+def model_node(cls: type) -> dict[str, Any]:
+    """What a recipe says to get a tiny network of a family."""
+    return {"_target_": f"{cls.__module__}.{cls.__name__}", **SMALL_MODELS.get(cls.__name__, {"size": "tiny"})}
+
+
 def small_backbone(cls: type) -> Backbone:
     """A tiny network of a family, built as a recipe builds it."""
-    node = {"_target_": f"{cls.__module__}.{cls.__name__}", **SMALL_MODELS.get(cls.__name__, {"size": "tiny"})}
-    completed, faults = schema.check_value(node, Backbone, "model")
+    completed, faults = schema.check_value(model_node(cls), Backbone, "model")
     assert not faults, faults
     return schema.build(completed)
 
@@ -73,8 +78,8 @@ def small_size(backbone: Backbone) -> Size3:
     return (d, h, 2 * w)
 
 
-def small_task(cls: type, backbone: Backbone) -> PretextTask:
-    """A task on a backbone, with tiny heads. Raises ValueError, one sentence, when the pair makes no sense."""
+def task_node(cls: type, backbone: Backbone) -> dict[str, Any]:
+    """What a recipe says to get a task with tiny heads on `backbone`."""
     size = small_size(backbone)
     block = backbone.patch_size if isinstance(backbone, MaskableBackbone) else tuple(max(1, n // 4) for n in size)
     values: dict[str, dict[str, Any]] = {
@@ -88,12 +93,17 @@ def small_task(cls: type, backbone: Backbone) -> PretextTask:
         "VolumeFusion": {"patch_size": size, "smallest": 2, "largest": 6},
     }
     plain = {key: list(v) if isinstance(v, tuple) else v for key, v in values[cls.__name__].items()}
-    node = {"_target_": f"{cls.__module__}.{cls.__name__}", **plain}
-    completed, faults = schema.check_target(node, PretextTask, "task", given=("backbone",))
+    return {"_target_": f"{cls.__module__}.{cls.__name__}", **plain}
+
+
+def small_task(cls: type, backbone: Backbone) -> PretextTask:
+    """A task on a backbone, with tiny heads. Raises ValueError, one sentence, when the pair makes no sense."""
+    completed, faults = schema.check_target(task_node(cls, backbone), PretextTask, "task", given=("backbone",))
     assert not faults, faults
     return schema.build(completed, backbone=backbone)
 
 
+@functools.cache
 def refusal(task: type, family: type) -> str | None:
     """Why a pair makes no sense, in the words a user gets; None when it works."""
     try:
