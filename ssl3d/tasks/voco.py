@@ -87,10 +87,7 @@ class VoCo(PretextTask):
 
     def forward(self, batch: RegionBatch, preview: bool = False) -> dict[str, Tensor]:
         """Normalised batch -> loss, its terms, `overlap_error` (mean absolute) and `valid_share`."""
-        bases, starts = self.base_crops(batch), self.draw_starts(batch)
-        randoms, geometries = zip(*(self.read_crop(batch, starts[:, j], f"crop {j}") for j in range(self.crops)))
-        overlap = torch.stack([self.overlap(g, starts[:, j]) for j, g in enumerate(geometries)], dim=1)
-        images = torch.cat([crop.image for crop in (*bases, *randoms)])
+        images, overlap = self.draw_crops(batch)
         student, teacher = self.embed(images, len(batch))
         with torch.autocast(images.device.type, enabled=False):
             terms, predicted = self.compare(student, teacher, overlap)
@@ -99,8 +96,16 @@ class VoCo(PretextTask):
         result["overlap_error"] = (predicted.detach() - overlap).abs().mean()
         result["valid_share"] = batch.valid_mask().float().mean()
         if preview:
-            result |= pictures(batch.image, randoms[0].image, overlap, predicted.detach(), self.grid)
+            first = images.unflatten(0, (-1, len(batch)))[-self.crops]
+            result |= pictures(batch.image, first, overlap, predicted.detach(), self.grid)
         return result
+
+    def draw_crops(self, batch: RegionBatch) -> tuple[Tensor, Tensor]:
+        """(n*B,C,D,H,W), crop by crop, the K base crops first; and the true overlap (B,crops,K) of the random ones."""
+        bases, starts = self.base_crops(batch), self.draw_starts(batch)
+        randoms, geometries = zip(*(self.read_crop(batch, starts[:, j], f"crop {j}") for j in range(self.crops)))
+        overlap = torch.stack([self.overlap(g, starts[:, j]) for j, g in enumerate(geometries)], dim=1)
+        return torch.cat([crop.image for crop in (*bases, *randoms)]), overlap
 
     def embed(self, images: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """Crops (n*B,C,D,H,W), crop by crop -> student's and teacher's embeddings (B,n,F) in at least float32."""
