@@ -83,6 +83,7 @@ def task_node(cls: type, backbone: Backbone) -> dict[str, Any]:
     size = small_size(backbone)
     block = backbone.patch_size if isinstance(backbone, MaskableBackbone) else tuple(max(1, n // 4) for n in size)
     values: dict[str, dict[str, Any]] = {
+        "HiEndMAE": {"patch_size": size, "decoder_dim": 32, "decoder_heads": 2, "decoder_depth": 1},
         "MAE": {"patch_size": size, "mask_block": block, "decoder_dim": 32, "decoder_depth": 1},
         "ModelsGenesis": {"patch_size": size},
         "PositionRegression": {"patch_size": size, "mask_share": 0.5, "mask_block": block},

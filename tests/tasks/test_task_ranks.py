@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ssl3d.augment import Compose, GaussianNoise, SpatialTransform
 from ssl3d.models.vit import ViT
 from ssl3d.regions import RegionBatch
+from ssl3d.tasks.hi_end_mae import HiEndMAE
 from ssl3d.tasks.mae import MAE
 from ssl3d.tasks.models_genesis import ModelsGenesis
 from ssl3d.tasks.position import PositionRegression
@@ -30,6 +31,7 @@ VIEWS = Compose([SpatialTransform(p_rotation=1, shift=0.2), GaussianNoise(p=1)])
 TASKS: dict[str, Callable[[], PretextTask]] = {
     "MAE": lambda: MAE(TinyUNet(), SIZE, mask_block=(2, 4, 4), augment=VIEWS),
     "MAE on tokens": lambda: MAE(ViT("tiny", patch_size=(2, 4, 4)), SIZE, mask_block=(2, 4, 4), decoder_dim=32),
+    "HiEndMAE": lambda: HiEndMAE(ViT("tiny", patch_size=(2, 4, 4)), SIZE, decoder_dim=32, decoder_heads=2),
     "SimMIM": lambda: SimMIM(ViT("tiny", patch_size=(2, 4, 4)), SIZE, mask_block=(2, 4, 4)),
     "PositionRegression": lambda: PositionRegression(TinyUNet(), SIZE, mask_share=0.5, augment=VIEWS),
     "VolumeFusion": lambda: VolumeFusion(TinyUNet(), SIZE, smallest=2, largest=(4, 8, 8)),
