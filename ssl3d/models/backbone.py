@@ -97,6 +97,14 @@ class Backbone(nn.Module):
             )
 
 
+class StagedBackbone(Backbone):
+    """A convolutional backbone whose encoder is a chain of modules: it can be run on the visible voxels alone."""
+
+    def encoder_stages(self) -> list[list[nn.Module]]:
+        """For each scale, finest first, the modules to run in order: `encode(x)[i]` is what those of scale i return."""
+        raise NotImplementedError
+
+
 class MaskableBackbone(Backbone):
     """A backbone whose patch embeddings can be replaced before anything else reads them, as SimMIM does.
 

@@ -77,8 +77,11 @@ class MAE(PretextTask):
         """Normalised batch -> loss, `masked_share` and `valid_share` (of voxels); with `preview` also pictures."""
         batch, _ = (self.augment or centre_crop)(batch, self.input_size)
         blocks = self.mask.draw(batch)
+        return self.scored(batch, blocks, self.predict(batch.image, blocks), preview)
+
+    def scored(self, batch: RegionBatch, blocks: Tensor, prediction: Tensor, preview: bool) -> dict[str, Tensor]:
+        """What `forward` returns for a prediction (B,C,D,H,W) of a batch with hidden `blocks`."""
         hidden = self.mask.voxels(blocks, batch.size)
-        prediction = self.predict(batch.image, blocks)
         valid = batch.valid_mask()
         target = normalised_blocks(batch.image, self.mask.block, valid) if self.normalise_target else batch.image
         result = {

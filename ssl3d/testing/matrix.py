@@ -14,13 +14,15 @@ from types import ModuleType
 from typing import Any
 
 from ssl3d import models, schema, tasks
-from ssl3d.models.backbone import Backbone, MaskableBackbone, TokenBackbone
+from ssl3d.models.backbone import Backbone, MaskableBackbone, StagedBackbone, TokenBackbone
 from ssl3d.models.nnunet import NNUNetBackbone
 from ssl3d.regions import Size3
 from ssl3d.tasks.task import PretextTask
 from ssl3d.tasks.two_views import TwoViews
 
-ABSTRACT: tuple[type, ...] = (Backbone, MaskableBackbone, TokenBackbone, NNUNetBackbone, PretextTask, TwoViews)
+ABSTRACT: tuple[type, ...] = (
+    Backbone, MaskableBackbone, StagedBackbone, TokenBackbone, NNUNetBackbone, PretextTask, TwoViews,
+)  # fmt: skip
 # The least a recipe would say to get a network that is made in milliseconds.
 SMALL_MODELS: dict[str, dict[str, Any]] = {
     "ResEncUNet": {"arch_kwargs": {"n_stages": 3, "features_per_stage": [8, 16, 16], "n_blocks_per_stage": [1, 1, 1]}},
@@ -82,13 +84,16 @@ def task_node(cls: type, backbone: Backbone) -> dict[str, Any]:
     """What a recipe says to get a task with tiny heads on `backbone`."""
     size = small_size(backbone)
     block = backbone.patch_size if isinstance(backbone, MaskableBackbone) else tuple(max(1, n // 4) for n in size)
+    heads = {"hidden_dim": 16, "out_dim": 8}
     values: dict[str, dict[str, Any]] = {
         "HiEndMAE": {"patch_size": size, "decoder_dim": 32, "decoder_heads": 2, "decoder_depth": 1},
+        "LocalContrast": {"patch_size": size, "augment": VIEWS, "scale": 0, "count": 8, "region": 1} | heads,
         "MAE": {"patch_size": size, "mask_block": block, "decoder_dim": 32, "decoder_depth": 1},
         "ModelsGenesis": {"patch_size": size},
         "PositionRegression": {"patch_size": size, "mask_share": 0.5, "mask_block": block},
         "SimCLR": {"patch_size": size, "augment": VIEWS, "hidden_dim": 16, "out_dim": 8},
         "SimMIM": {"patch_size": size, "mask_block": block},
+        "SparseMAE": {"patch_size": size, "mask_block": block},
         "VICReg": {"patch_size": size, "augment": VIEWS, "hidden_dim": 16, "out_dim": 8},
         "VoCo": {"crop_size": size, "grid": [1, 2, 1], "hidden_dim": 16},
         "VolumeFusion": {"patch_size": size, "smallest": 2, "largest": 6},
