@@ -3,7 +3,9 @@
 Sources: Wu et al., "VoCo: a simple-yet-effective volume contrastive learning framework for 3D medical image analysis",
 CVPR 2024 (v1); Wu et al., "Large-scale 3D medical image pre-training with geometric context priors", arXiv 2410.09890
 (v2). Ours differs where published code errs: the teacher starts as the student, the gradient does not vanish where all
-cosines are negative, other ranks' volumes take part, and labels follow the geometry in any number of axes.
+cosines are negative, other ranks' volumes take part, and labels follow the geometry in any number of axes. Published
+projectors standardise features over all crops of a rank (batch norm); ours over the crops of each volume, so that the
+loss does not depend on how volumes are spread over ranks and micro-batches.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from ssl3d.tasks.masking import as_size3
 from ssl3d.tasks.task import PretextTask, check_takes
 from ssl3d.tasks.teacher import follow, make_teacher
 from ssl3d.tasks.tokens import freeze_all_but
+
+VARIANCE_FLOOR = 1e-12  # features that are the same in every crop stay 0
 
 
 class VoCo(PretextTask):
@@ -109,13 +113,24 @@ class VoCo(PretextTask):
 
     def embed(self, images: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """Crops (n*B,C,D,H,W), crop by crop -> student's and teacher's embeddings (B,n,F) in at least float32."""
-        pooled = self.backbone.pool(self.backbone.encode(images))
+        pooled = self.apart(self.backbone, images, batch)
         student = wide(self.projector(nn.functional.dropout(pooled, self.dropout, self.training)))
         with torch.no_grad():
             network = self.teacher_backbone
-            seen = pooled.detach() if network is None else network.pool(network.encode(images))
+            seen = pooled.detach() if network is None else self.apart(network, images, batch)
             teacher = wide(self.teacher_projector(seen))
-        return student.unflatten(0, (-1, batch)).transpose(0, 1), teacher.unflatten(0, (-1, batch)).transpose(0, 1)
+        return student, teacher
+
+    @staticmethod
+    def apart(network: Backbone, images: Tensor, batch: int) -> Tensor:
+        """Crops (n*B,C,D,H,W) -> pooled features (B,n,F), each standardised over the n crops of its volume.
+
+        Networks with instance norm pool almost the same features from any crop (cosines of 0.999): the gradient of a
+        cosine vanishes there, and a projector in bfloat16 rounds the difference away.
+        """
+        pooled = wide(network.pool(network.encode(images))).unflatten(0, (-1, batch)).transpose(0, 1)
+        centred = pooled - pooled.mean(1, keepdim=True)
+        return centred / (centred.square().mean(1, keepdim=True) + VARIANCE_FLOOR).sqrt()
 
     def compare(self, student: Tensor, teacher: Tensor, overlap: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Embeddings (B, K + crops, F), base crops first -> terms of the loss, and the predicted overlap."""
