@@ -95,7 +95,7 @@ def test_elastic_is_a_cubic_b_spline_everywhere():
 def test_geometry_is_undone_even_at_the_largest_displacements():
     geometry = elastic_geometry()
     points = torch.rand(2, 4, 6, 3, dtype=torch.float64) * 40 - 10  # some outside of the output
-    torch.testing.assert_close(geometry.to_output(geometry.to_source(points)), points, rtol=0, atol=1e-3)
+    torch.testing.assert_close(geometry.to_output(geometry.to_source(points)), points, rtol=0, atol=1e-3)  # voxels
     plain = Geometry(geometry.matrix, geometry.size)
     torch.testing.assert_close(plain.to_output(plain.to_source(points)), points, rtol=0, atol=1e-12)
 
