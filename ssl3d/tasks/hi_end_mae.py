@@ -82,6 +82,7 @@ class HiEndMAE(PretextTask):
         freeze_all_but(backbone, backbone.encoder_parameter_names())
         read = read_layers(layers, backbone.depth, parity)
         visible = visible_tokens(self.mask, self.input_size, backbone.patch_size)
+        self.passes = visible / math.prod(backbone.grid(self.input_size))
         self.rebuild = InnerLayerDecoder(backbone, visible, read, decoder_dim, decoder_heads, decoder_depth, parity)
 
     def forward(self, batch: RegionBatch, preview: bool = False) -> dict[str, Tensor]:

@@ -7,6 +7,8 @@ convolutional networks: hidden voxels are zero after z-normalisation, L2 on what
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -67,6 +69,7 @@ class MAE(PretextTask):
             self.needs_decoder = False
             freeze_all_but(backbone, backbone.encoder_parameter_names())
             self.rebuild = TokenDecoder(backbone, self.mask, self.input_size, decoder_dim, decoder_depth)
+            self.passes = self.rebuild.visible / math.prod(backbone.grid(self.input_size))
         elif backbone.decoder_channels:
             self.needs_decoder = True
             self.rebuild = nn.Conv3d(backbone.decoder_channels[0], backbone.in_channels, kernel_size=1)

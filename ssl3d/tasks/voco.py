@@ -78,6 +78,8 @@ class VoCo(PretextTask):
         self.region = RegionSpec((d, h, w))
         self.margin = tuple(m // 2 for m in margin)
         self.spans_batch = version == "v2"
+        self.passes = self.grid[0] * self.grid[1] * self.grid[2] + crops
+        self.teacher_passes = self.passes if teacher == "full" else 0
         freeze_all_but(backbone, backbone.pool_parameter_names())
         self.projector = Projector(backbone.pool_channels, hidden_dim, hidden_dim, layers=3)
         self.teacher_backbone = make_teacher(backbone) if teacher == "full" else None
