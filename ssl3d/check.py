@@ -30,12 +30,14 @@ def summary(recipe: Recipe, objective: Objective) -> str:
     copies = 2 + states + (recipe.optim.ema is not None)
     flops = step_flops(recipe, objective)
     regions = recipe.run.steps * recipe.data.batch_size
+    each = f", {objective.passes:.3g} a region" if objective.passes != 1 else ""
+    each += f" and {objective.teacher_passes:.3g} through the teacher" if objective.teacher_passes else ""
     return "\n".join(
         [
             f"parameters   {total / 1e6:.2f} M ({in_encoder / 1e6:.2f} M in the encoder)",
             f"memory       {total * 4 * copies / 2**30:.2f} GiB for weights, gradients and {recipe.optim.name} state; "
             "activations come on top",
-            f"input        {'x'.join(map(str, objective.input_size))} voxels, "
+            f"input        {'x'.join(map(str, objective.input_size))} voxels{each}, "
             f"read as {'x'.join(map(str, objective.region.size))}",
             f"FLOPs        {flops / 1e12:.3g} T for the backbone, forward and backward of a step of "
             f"{recipe.data.batch_size} regions",
@@ -45,11 +47,16 @@ def summary(recipe: Recipe, objective: Objective) -> str:
 
 
 def step_flops(recipe: Recipe, objective: Objective) -> int:
-    """Floating point operations of the backbone in one optimiser step, counted on shapes alone (meta tensors)."""
+    """Floating point operations of the backbone in one optimiser step, counted on shapes alone (meta tensors).
+
+    One input is counted, forward and back, and taken as often as the objective says that a sample passes.
+    """
     backbone = config.build_model(recipe).to("meta")
     x = torch.empty((1, backbone.in_channels, *objective.input_size), device="meta")
     with FlopCounterMode(display=False) as counter:
         features = backbone.encode(x)
+        forward = counter.get_total_flops()  # a teacher has no decoder
         outputs = backbone.decode(features)[:1] if objective.needs_decoder else [backbone.pool(features)]
         outputs[0].sum().backward()
-    return counter.get_total_flops() * recipe.data.batch_size
+    total = objective.passes * counter.get_total_flops() + objective.teacher_passes * forward
+    return round(total * recipe.data.batch_size)

@@ -1,4 +1,4 @@
-"""Flips, rotation and anisotropic scaling of whole batches, on their device, in one resampling."""
+"""Flips, rotation, anisotropic scaling and elastic deformation of whole batches, on their device, in one resampling."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssl3d.augment.transform import Transform, check_probability, check_range
-from ssl3d.regions import Geometry, RegionBatch, Size3
+from ssl3d.regions import Elastic, Geometry, RegionBatch, Size3
 from ssl3d.seeding import torch_generators
 
 
@@ -33,7 +33,7 @@ class Draw:
 
 
 class SpatialTransform(Transform):
-    """Random flips, rotations and scalings about the centre of a region, then a centre crop: one resampling.
+    """Random flips, rotations, scalings and elastic deformations of a region, then a centre crop: one resampling.
 
     Rotation is rigid in millimetres: anisotropic voxels are rotated in the world, not in index space.
     `flip_axes`: axes (0 z, 1 y, 2 x) that are flipped, each with probability `p_flip`.
@@ -42,9 +42,13 @@ class SpatialTransform(Transform):
     extent (nnU-Net's convention), log-uniform in [low, high], with probability `p_scale` for the sample; with
     probability `p_axis_scale` each axis then draws its own. `shift`: how far the crop's centre is moved at most, as a
     share of the output's edge (one number for all axes, or three), uniform in +-, whole voxels: views of a sample then
-    lie at places of their own. `spacing`: mm (z, y, x) of the voxels this is planned for;
-    only `reach` uses it. `max_reach`: a region is read at most this many times larger than the output, an axis; what
-    a rare large rotation asks for beyond it is outside (valid False, air).
+    lie at places of their own. `elastic`: largest displacement, mm in the patient, an axis; control points
+    `elastic_spacing` mm apart are displaced uniformly in +-, with probability `p_elastic` for the sample, and cubic
+    B-splines run between them (most voxels move by a third of the largest or less). At most a quarter of
+    `elastic_spacing`, also where voxels are finer than planned, so that the map never folds. `spacing`: mm (z, y, x)
+    of the voxels this is planned for; `reach` and the distance of control points use it. `max_reach`: a region is read
+    at most this many times larger than the output, an axis; what a rare large change asks for beyond it is outside
+    (valid False, air).
 
     Raises ValueError naming the key when a value is out of its range. Defaults after nnU-Net's training augmentation
     (Isensee et al., Nature Methods 2021, supplementary note 4).
@@ -62,6 +66,9 @@ class SpatialTransform(Transform):
         spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
         max_reach: float = 1.5,
         shift: float | tuple[float, float, float] = 0.0,
+        elastic: float = 0.0,
+        p_elastic: float = 0.2,
+        elastic_spacing: float = 32.0,
     ) -> None:
         self.flip_axes = tuple(flip_axes)
         if len(set(self.flip_axes)) != len(self.flip_axes) or not set(self.flip_axes) <= {0, 1, 2}:
@@ -85,14 +92,25 @@ class SpatialTransform(Transform):
         self.p_axis_scale = check_probability("p_axis_scale", p_axis_scale)
         self.spacing = (float(spacing[0]), float(spacing[1]), float(spacing[2]))
         self.max_reach = float(max_reach)
+        if elastic_spacing <= 0:
+            raise ValueError(f"elastic_spacing={elastic_spacing}: mm between control points, must be positive")
+        if not 0 <= elastic <= Elastic.LIMIT * elastic_spacing:
+            raise ValueError(
+                f"elastic={elastic}: write mm from 0 to a quarter of elastic_spacing={elastic_spacing}, beyond which "
+                "the deformation could fold"
+            )
+        self.p_elastic = check_probability("p_elastic", p_elastic)
+        self.elastic = float(elastic) if self.p_elastic > 0 else 0.0
+        d, h, w = (elastic_spacing / s for s in self.spacing)
+        self.elastic_step = (d, h, w)  # voxels between control points
 
     def reach(self, size: Size3) -> Size3:
-        """Voxels (D,H,W) to read so that no drawn rotation or scale leaves the region, up to `max_reach` times `size`.
+        """Voxels (D,H,W) to read so that no rotation, scale or deformation leaves it, up to `max_reach` times `size`.
 
         The excess is even on every axis, so that centres coincide and flips stay exact.
         """
         spacing = np.asarray(self.spacing)
-        half = np.asarray(size) / 2 * spacing * (self.scale[1] if self.p_scale > 0 else 1.0)
+        half = np.asarray(size) / 2 * spacing * (self.scale[1] if self.p_scale > 0 else 1.0) + self.elastic
         # The extreme of |R| times half need not lie at the largest angle (45 degrees is the worst of 0..90): search.
         steps = [np.linspace(0, angle, 7) if self.p_rotation > 0 else np.zeros(1) for angle in self.rotation]
         signs = itertools.product((1, -1), repeat=3)
@@ -127,31 +145,58 @@ class SpatialTransform(Transform):
         most = torch.tensor([min(s * n, c) for s, n, c in zip(self.shift, size, centred.tolist())], dtype=torch.float64)
         return centred + (draw.shift * most).round().long()
 
+    def draw_elastic(self, seeds: Tensor, size: Size3, view: int = 0) -> tuple[Tensor, list[bool]] | None:
+        """(B,3,gD,gH,gW) on the CPU, -1 to 1 times the largest displacement, and which samples are deformed.
+
+        None when `elastic` is 0. A stream of its own: turning it on leaves the draws of `draw` as they are.
+        """
+        if self.elastic == 0:
+            return None
+        lattice = Elastic.lattice(size, self.elastic_step)
+        chosen, moved = [], []
+        for generator in torch_generators(seeds, "elastic", view):
+            chosen.append(torch.rand((), generator=generator).item() < self.p_elastic)
+            drawn = 2 * torch.rand((3, *lattice), generator=generator) - 1
+            moved.append(drawn if chosen[-1] else torch.zeros_like(drawn))
+        return torch.stack(moved), chosen
+
+    def displacement(self, drawn: Tensor, draw: Draw, batch: RegionBatch) -> Elastic:
+        """What `draw_elastic` drew, in output voxels: mm over the edge of one, but never so much that it folds."""
+        device = batch.image.device
+        edge = batch.spacing.float() * on_device(draw.scale.float(), device)  # mm of an output voxel
+        limit = on_device(Elastic.LIMIT * torch.tensor(self.elastic_step), device)
+        most = torch.minimum(self.elastic / edge, limit)
+        return Elastic(on_device(drawn, device) * most[:, :, None, None, None], self.elastic_step)
+
     @torch.no_grad()
     def __call__(self, batch: RegionBatch, size: Size3, view: int = 0) -> tuple[RegionBatch, Geometry]:
         """A normalised batch -> its regions of `size`, and where their voxels lie in the regions given.
 
         Image linear, label and valid nearest, one geometry for all three. What lies outside the given region is
         valid False and air. The result's `affine`, `start` and `spacing` place it in the world as before
-        (affine @ (start + index) is the world position in mm, with start = 0); `volume_shape` and `foreground_box`
-        still describe the stored volume, to be compared with geometry.source_points() + the given batch's start.
+        (affine @ (start + index) is the world position in mm, with start = 0), but for an elastic deformation, which
+        no affine holds: geometry.to_source has it. `volume_shape` and `foreground_box` still describe the stored
+        volume, to be compared with geometry.source_points() + the given batch's start.
         Raises ValueError when the region is smaller than `size`.
         """
         check_fits(batch, size)
         draw = self.draw(batch.seed, view)
         offsets = self.offsets(draw, batch.size, size)
         matrix = matrices(draw, batch, size, offsets)
-        geometry = Geometry(matrix.float(), size)
+        geometry, interpolate = Geometry(matrix.float(), size), draw.resample
+        drawn = self.draw_elastic(batch.seed, size, view)
+        if drawn is not None:
+            geometry.elastic = self.displacement(drawn[0], draw, batch)
+            interpolate = [turned or deformed for turned, deformed in zip(draw.resample, drawn[1])]
         image = batch.image.new_empty((len(batch), batch.image.shape[1], *size))
         label = None if batch.label is None else batch.label.new_empty((len(batch), 1, *size))
         valid = None
-        if batch.valid is not None or any(draw.resample):
+        if batch.valid is not None or any(interpolate):
             valid = torch.empty((len(batch), 1, *size), dtype=torch.bool, device=batch.image.device)
         for b in range(len(batch)):  # a sample at a time: the peak is one sample's, and no sample sees its neighbours
             sample = batch[b : b + 1]
-            if draw.resample[b]:
-                points = Geometry(geometry.matrix[b : b + 1], size).source_points()
-                new = resample(sample, points)
+            if interpolate[b]:
+                new = resample(sample, geometry[b : b + 1].source_points())
             else:
                 new = flip_crop(sample, size, draw.flips[b].tolist(), offsets[b].tolist())
             image[b] = new.image[0]

@@ -97,6 +97,14 @@ class Backbone(nn.Module):
             )
 
 
+class StagedBackbone(Backbone):
+    """A convolutional backbone whose encoder is a chain of modules: it can be run on the visible voxels alone."""
+
+    def encoder_stages(self) -> list[list[nn.Module]]:
+        """For each scale, finest first, the modules to run in order: `encode(x)[i]` is what those of scale i return."""
+        raise NotImplementedError
+
+
 class MaskableBackbone(Backbone):
     """A backbone whose patch embeddings can be replaced before anything else reads them, as SimMIM does.
 
@@ -133,7 +141,16 @@ class MaskableBackbone(Backbone):
 
 
 class TokenBackbone(MaskableBackbone):
-    """A backbone of tokens in one scale: a transformer whose every block sees all tokens that it is given."""
+    """A backbone of tokens in one scale: a transformer whose every block sees all tokens that it is given.
+
+    `depth`: its number of blocks. What `encode` returns is `last_norm` of what the last block leaves.
+    """
+
+    depth: int
+
+    def last_norm(self, tokens: Tensor) -> Tensor:
+        """(B,K,C) as a block leaves them -> (B,K,C) as they leave the encoder."""
+        raise NotImplementedError
 
     def positions(self, grid: Size3) -> Tensor:
         """(N, embed_dim) for a token grid (D,H,W), interpolated to any grid, non-cubic too."""
@@ -151,7 +168,8 @@ class TokenBackbone(MaskableBackbone):
 
         `index` (B,K): which grid positions the tokens stand at (all, in order, when None); rotary positions follow it.
         `prefix` (B,P,C): CLS or register tokens, without positions, returned in front.
-        Returns one (B,P+K,C) per entry of `layers` (the last layer, normalised, when None).
+        Returns one (B,P+K,C) per entry of `layers`, numbers of blocks from 0, as those blocks leave it: all inner
+        layers in one pass, each with the `last_norm` that a method wants. When None, the last one with `last_norm`.
         """
         raise NotImplementedError
 

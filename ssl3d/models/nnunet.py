@@ -15,7 +15,7 @@ from dynamic_network_architectures.building_blocks.residual_encoders import Resi
 from dynamic_network_architectures.building_blocks.unet_decoder import UNetDecoder
 from torch import Tensor, nn
 
-from ssl3d.models.backbone import Backbone, BackboneSpec, check_image, check_normalisable
+from ssl3d.models.backbone import BackboneSpec, StagedBackbone, check_image, check_normalisable
 from ssl3d.regions import Size3
 
 KW_REQUIRES_IMPORT = ("conv_op", "norm_op", "dropout_op", "nonlin")
@@ -51,7 +51,7 @@ class FeatureDecoder(UNetDecoder):
         return outputs[::-1]
 
 
-class NNUNetBackbone(Backbone):
+class NNUNetBackbone(StagedBackbone):
     """An encoder and decoder of nnU-Net's without segmentation heads; subclasses say which.
 
     Scale i of `encode` is the output of stage i, of `decode` the decoder stage at the same resolution; the coarsest
@@ -94,6 +94,12 @@ class NNUNetBackbone(Backbone):
         """(B,C,D,H,W) -> one feature map a stage, finest first. Raises ValueError on a wrong size or channel count."""
         check_image(self, x)
         return self.encoder(x)
+
+    def encoder_stages(self) -> list[list[nn.Module]]:
+        """nnU-Net's stages; the stem, where there is one, belongs to the first."""
+        stages = [[stage] for stage in self.encoder.stages]
+        stem = getattr(self.encoder, "stem", None)
+        return [[stem, *stages[0]], *stages[1:]] if stem is not None else stages
 
     def decode(self, features: Sequence[Tensor], down_to: int = 0) -> list[Tensor]:
         """Encoder features -> decoder features of scales down_to, ..., n-2, finest first, before any head."""

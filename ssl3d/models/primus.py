@@ -57,7 +57,7 @@ class Primus(TokenBackbone):
             raise ValueError(f"model.drop_path is {drop_path}; it must be at least 0 and below 1")
         self.size, self.in_channels, self.drop_path = size, in_channels, drop_path
         self.patch_size, self.input_size = _size3(patch_size), _size3(input_size)
-        self.embed_dim, depth, heads = _SIZES[size]
+        self.embed_dim, self.depth, heads = _SIZES[size]
         self.channels, self.strides = (self.embed_dim,), (self.patch_size,)
 
         network = self._network(
@@ -65,7 +65,7 @@ class Primus(TokenBackbone):
             embed_dim=self.embed_dim,
             patch_embed_size=self.patch_size,
             num_classes=_DECODER_FEATURES,
-            eva_depth=depth,
+            eva_depth=self.depth,
             eva_numheads=heads,
             input_shape=self.input_size,
             drop_path_rate=drop_path,
@@ -129,9 +129,8 @@ class Primus(TokenBackbone):
 
         Raises ValueError when `layers` names a block that does not exist.
         """
-        depth = len(self.eva.blocks)
-        if layers is not None and not all(0 <= i < depth for i in layers):
-            raise ValueError(f"blocks: layers is {list(layers)}; the network has blocks 0 to {depth - 1}")
+        if layers is not None and not all(0 <= i < self.depth for i in layers):
+            raise ValueError(f"blocks: layers is {list(layers)}; the network has blocks 0 to {self.depth - 1}")
         positions, rope = self.positions(grid), self.rotary(grid)
         if index is not None:
             positions, rope = positions[index], rope[index].unsqueeze(1)  # (B,K,C) and (B,1,K,2F), one for all heads
@@ -142,10 +141,14 @@ class Primus(TokenBackbone):
             unturned = torch.cat((rope.new_zeros(half), rope.new_ones(half)))  # an angle of 0: sine 0, cosine 1
             rope = torch.cat((unturned.expand(*rope.shape[:-2], prefix.shape[1], -1), rope), dim=-2)
         outputs = []
-        for block in self.eva.blocks[: depth if layers is None else max(layers, default=-1) + 1]:
+        for block in self.eva.blocks[: self.depth if layers is None else max(layers, default=-1) + 1]:
             x = block(x, rope=rope)
             outputs.append(x)
         return [self.eva.norm(x)] if layers is None else [outputs[i] for i in layers]
+
+    def last_norm(self, tokens: Tensor) -> Tensor:
+        """See TokenBackbone.last_norm."""
+        return self.eva.norm(tokens)
 
     def decode(self, features: Sequence[Tensor], down_to: int = 0) -> list[Tensor]:
         """The token grid -> feature maps of strides 1, 2, ... below the patch, finest first, from `down_to` on."""

@@ -10,7 +10,7 @@ from dynamic_network_architectures.initialization.weight_init import InitWeights
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl3d.models.backbone import Backbone, BackboneSpec, check_image, check_normalisable
+from ssl3d.models.backbone import BackboneSpec, StagedBackbone, check_image, check_normalisable
 from ssl3d.models.nnunet import cumulative
 from ssl3d.regions import Size3
 
@@ -52,7 +52,7 @@ class UpsampleLayer(nn.Module):
         return F.interpolate(self.conv(x), scale_factor=self.scale, mode="nearest")
 
 
-class STUNet(Backbone):
+class STUNet(StagedBackbone):
     """STU-Net without its segmentation heads: six stages of residual blocks, upsampling without learned kernels.
 
     `size`: tiny (CPU) | S | B | L | H: 8, 16, 32, 64, 96 features in the first stage, 16 times as many in the last.
@@ -95,6 +95,10 @@ class STUNet(Backbone):
             x = stage(x)
             features.append(x)
         return features
+
+    def encoder_stages(self) -> list[list[nn.Module]]:
+        """The stages of residual blocks."""
+        return [[stage] for stage in self.conv_blocks_context]
 
     def decode(self, features: Sequence[Tensor], down_to: int = 0) -> list[Tensor]:
         """Encoder features -> decoder features of scales down_to, ..., 4, finest first, before any head."""

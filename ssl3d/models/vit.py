@@ -82,11 +82,11 @@ class ViT(TokenBackbone):
         self.size, self.in_channels = size, in_channels
         d, h, w = patch_size
         self.patch_size: Size3 = (d, h, w)
-        self.embed_dim, depth, heads = _SIZES[size]
+        self.embed_dim, self.depth, heads = _SIZES[size]
         self.channels, self.strides = (self.embed_dim,), (self.patch_size,)
 
         self.patch_embed = nn.Conv3d(in_channels, self.embed_dim, self.patch_size, self.patch_size)
-        self.layers = nn.ModuleList(Block(self.embed_dim, heads) for _ in range(depth))
+        self.layers = nn.ModuleList(Block(self.embed_dim, heads) for _ in range(self.depth))
         self.norm = nn.LayerNorm(self.embed_dim, eps=1e-6)
 
         steps = int(math.log2(max(patch_size)))
@@ -138,18 +138,22 @@ class ViT(TokenBackbone):
 
         Raises ValueError when `layers` names a block that does not exist.
         """
-        if layers is not None and not all(0 <= i < len(self.layers) for i in layers):
-            raise ValueError(f"blocks: layers is {list(layers)}; the network has blocks 0 to {len(self.layers) - 1}")
+        if layers is not None and not all(0 <= i < self.depth for i in layers):
+            raise ValueError(f"blocks: layers is {list(layers)}; the network has blocks 0 to {self.depth - 1}")
         positions = self.positions(grid)
         x = tokens + (positions if index is None else positions[index])
         if prefix is not None:
             x = torch.cat((prefix.to(x), x), dim=1)
-        last = len(self.layers) - 1 if layers is None else max(layers, default=-1)
+        last = self.depth - 1 if layers is None else max(layers, default=-1)
         outputs = []
         for block in self.layers[: last + 1]:
             x = block(x)
             outputs.append(x)
         return [self.norm(x)] if layers is None else [outputs[i] for i in layers]
+
+    def last_norm(self, tokens: Tensor) -> Tensor:
+        """See TokenBackbone.last_norm."""
+        return self.norm(tokens)
 
     def decode(self, features: Sequence[Tensor], down_to: int = 0) -> list[Tensor]:
         """The token grid -> feature maps of strides 1, 2, ... below the patch, finest first, from `down_to` on."""

@@ -7,6 +7,8 @@ convolutional networks: hidden voxels are zero after z-normalisation, L2 on what
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -67,6 +69,7 @@ class MAE(PretextTask):
             self.needs_decoder = False
             freeze_all_but(backbone, backbone.encoder_parameter_names())
             self.rebuild = TokenDecoder(backbone, self.mask, self.input_size, decoder_dim, decoder_depth)
+            self.passes = self.rebuild.visible / math.prod(backbone.grid(self.input_size))
         elif backbone.decoder_channels:
             self.needs_decoder = True
             self.rebuild = nn.Conv3d(backbone.decoder_channels[0], backbone.in_channels, kernel_size=1)
@@ -77,8 +80,11 @@ class MAE(PretextTask):
         """Normalised batch -> loss, `masked_share` and `valid_share` (of voxels); with `preview` also pictures."""
         batch, _ = (self.augment or centre_crop)(batch, self.input_size)
         blocks = self.mask.draw(batch)
+        return self.scored(batch, blocks, self.predict(batch.image, blocks), preview)
+
+    def scored(self, batch: RegionBatch, blocks: Tensor, prediction: Tensor, preview: bool) -> dict[str, Tensor]:
+        """What `forward` returns for a prediction (B,C,D,H,W) of a batch with hidden `blocks`."""
         hidden = self.mask.voxels(blocks, batch.size)
-        prediction = self.predict(batch.image, blocks)
         valid = batch.valid_mask()
         target = normalised_blocks(batch.image, self.mask.block, valid) if self.normalise_target else batch.image
         result = {

@@ -19,6 +19,8 @@ class Objective(nn.Module):
     region: RegionSpec
     input_size: Size3
     needs_decoder: bool = False
+    passes: float = 1  # inputs a sample sends through the backbone, forward and back; below 1: a share of its tokens
+    teacher_passes: float = 0  # inputs a sample sends through a teacher, forward only
     spans_batch: bool = False  # the loss pairs samples over the whole optimiser step: accumulation > 1 is refused
 
     @property

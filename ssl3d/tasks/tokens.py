@@ -35,6 +35,27 @@ def hidden_tokens(blocks: Tensor, block: Size3, token: Size3) -> Tensor:
     return blocks.flatten(1)
 
 
+def visible_tokens(mask: BlockMask, size: Size3, token: Size3) -> int:
+    """How many tokens of an image of `size` a mask leaves visible: the same K for every sample."""
+    return (math.prod(mask.grid(size)) - mask.count(size)) * (math.prod(mask.block) // math.prod(token))
+
+
+def kept(hidden: Tensor, visible: int) -> Tensor:
+    """Hidden tokens (B,N) bool -> (B,K) int64: the places of the `visible` others, in the tokens' order."""
+    return hidden.to(torch.uint8).argsort(dim=1, stable=True)[:, :visible]
+
+
+def take(tokens: Tensor, index: Tensor) -> Tensor:
+    """(B,N,C) and places (B,K) -> (B,K,C)."""
+    return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def put_back(tokens: Tensor, index: Tensor, mask_token: Tensor, count: int) -> Tensor:
+    """(B,K,C) at places (B,K), and `mask_token` (1,1,C) at all others -> (B,count,C). The inverse of `take`."""
+    x = mask_token.to(tokens.dtype).expand(len(tokens), count, -1)
+    return x.scatter(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]), tokens)
+
+
 class TokenDecoder(nn.Module):
     """Encodes visible tokens, fills mask tokens in between, and rebuilds voxels with a light transformer.
 
@@ -53,8 +74,7 @@ class TokenDecoder(nn.Module):
         self.token = token
         self.block = mask.block
         voxels = math.prod(token)
-        tokens_a_block = math.prod(mask.block) // voxels
-        self.visible = (math.prod(mask.grid(size)) - mask.count(size)) * tokens_a_block  # K
+        self.visible = visible_tokens(mask, size, token)  # K
         self.enter = nn.Linear(backbone.embed_dim, dim)
         self.place = nn.Linear(backbone.embed_dim, dim, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
@@ -69,12 +89,10 @@ class TokenDecoder(nn.Module):
         """Masked image (B,C,D,H,W) and hidden blocks (B,gD,gH,gW) -> rebuilt image (B,C,D,H,W)."""
         grid = backbone.grid(visible.shape[2:])
         hidden = hidden_tokens(blocks, self.block, self.token)
-        index = hidden.to(torch.uint8).argsort(dim=1, stable=True)[:, : self.visible]  # (B,K), in the tokens' order
-        tokens = backbone.embed(visible)
-        tokens = tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+        index = kept(hidden, self.visible)
+        tokens = take(backbone.embed(visible), index)
         entered = self.enter(backbone.blocks(tokens, grid, index=index)[-1])
-        x = self.mask_token.to(entered.dtype).expand(*hidden.shape, -1)
-        x = x.scatter(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]), entered)
+        x = put_back(entered, index, self.mask_token, hidden.shape[1])
         x = self.layers(x + self.place(backbone.positions(grid)))
         return unpatchify(self.leave(x), grid, self.token)
 

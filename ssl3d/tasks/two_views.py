@@ -26,6 +26,7 @@ class TwoViews(PretextTask):
     """
 
     spans_batch = True
+    passes = 2
 
     def __init__(
         self,

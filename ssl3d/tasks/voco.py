@@ -3,7 +3,9 @@
 Sources: Wu et al., "VoCo: a simple-yet-effective volume contrastive learning framework for 3D medical image analysis",
 CVPR 2024 (v1); Wu et al., "Large-scale 3D medical image pre-training with geometric context priors", arXiv 2410.09890
 (v2). Ours differs where published code errs: the teacher starts as the student, the gradient does not vanish where all
-cosines are negative, other ranks' volumes take part, and labels follow the geometry in any number of axes.
+cosines are negative, other ranks' volumes take part, and labels follow the geometry in any number of axes. Published
+projectors standardise features over all crops of a rank (batch norm); ours over the crops of each volume, so that the
+loss does not depend on how volumes are spread over ranks and micro-batches.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from ssl3d.tasks.masking import as_size3
 from ssl3d.tasks.task import PretextTask, check_takes
 from ssl3d.tasks.teacher import follow, make_teacher
 from ssl3d.tasks.tokens import freeze_all_but
+
+VARIANCE_FLOOR = 1e-12  # features that are the same in every crop stay 0
 
 
 class VoCo(PretextTask):
@@ -74,6 +78,8 @@ class VoCo(PretextTask):
         self.region = RegionSpec((d, h, w))
         self.margin = tuple(m // 2 for m in margin)
         self.spans_batch = version == "v2"
+        self.passes = self.grid[0] * self.grid[1] * self.grid[2] + crops
+        self.teacher_passes = self.passes if teacher == "full" else 0
         freeze_all_but(backbone, backbone.pool_parameter_names())
         self.projector = Projector(backbone.pool_channels, hidden_dim, hidden_dim, layers=3)
         self.teacher_backbone = make_teacher(backbone) if teacher == "full" else None
@@ -87,10 +93,7 @@ class VoCo(PretextTask):
 
     def forward(self, batch: RegionBatch, preview: bool = False) -> dict[str, Tensor]:
         """Normalised batch -> loss, its terms, `overlap_error` (mean absolute) and `valid_share`."""
-        bases, starts = self.base_crops(batch), self.draw_starts(batch)
-        randoms, geometries = zip(*(self.read_crop(batch, starts[:, j], f"crop {j}") for j in range(self.crops)))
-        overlap = torch.stack([self.overlap(g, starts[:, j]) for j, g in enumerate(geometries)], dim=1)
-        images = torch.cat([crop.image for crop in (*bases, *randoms)])
+        images, overlap = self.draw_crops(batch)
         student, teacher = self.embed(images, len(batch))
         with torch.autocast(images.device.type, enabled=False):
             terms, predicted = self.compare(student, teacher, overlap)
@@ -99,18 +102,37 @@ class VoCo(PretextTask):
         result["overlap_error"] = (predicted.detach() - overlap).abs().mean()
         result["valid_share"] = batch.valid_mask().float().mean()
         if preview:
-            result |= pictures(batch.image, randoms[0].image, overlap, predicted.detach(), self.grid)
+            first = images.unflatten(0, (-1, len(batch)))[-self.crops]
+            result |= pictures(batch.image, first, overlap, predicted.detach(), self.grid)
         return result
+
+    def draw_crops(self, batch: RegionBatch) -> tuple[Tensor, Tensor]:
+        """(n*B,C,D,H,W), crop by crop, the K base crops first; and the true overlap (B,crops,K) of the random ones."""
+        bases, starts = self.base_crops(batch), self.draw_starts(batch)
+        randoms, geometries = zip(*(self.read_crop(batch, starts[:, j], f"crop {j}") for j in range(self.crops)))
+        overlap = torch.stack([self.overlap(g, starts[:, j]) for j, g in enumerate(geometries)], dim=1)
+        return torch.cat([crop.image for crop in (*bases, *randoms)]), overlap
 
     def embed(self, images: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """Crops (n*B,C,D,H,W), crop by crop -> student's and teacher's embeddings (B,n,F) in at least float32."""
-        pooled = self.backbone.pool(self.backbone.encode(images))
+        pooled = self.apart(self.backbone, images, batch)
         student = wide(self.projector(nn.functional.dropout(pooled, self.dropout, self.training)))
         with torch.no_grad():
             network = self.teacher_backbone
-            seen = pooled.detach() if network is None else network.pool(network.encode(images))
+            seen = pooled.detach() if network is None else self.apart(network, images, batch)
             teacher = wide(self.teacher_projector(seen))
-        return student.unflatten(0, (-1, batch)).transpose(0, 1), teacher.unflatten(0, (-1, batch)).transpose(0, 1)
+        return student, teacher
+
+    @staticmethod
+    def apart(network: Backbone, images: Tensor, batch: int) -> Tensor:
+        """Crops (n*B,C,D,H,W) -> pooled features (B,n,F), each standardised over the n crops of its volume.
+
+        Networks with instance norm pool almost the same features from any crop (cosines of 0.999): the gradient of a
+        cosine vanishes there, and a projector in bfloat16 rounds the difference away.
+        """
+        pooled = wide(network.pool(network.encode(images))).unflatten(0, (-1, batch)).transpose(0, 1)
+        centred = pooled - pooled.mean(1, keepdim=True)
+        return centred / (centred.square().mean(1, keepdim=True) + VARIANCE_FLOOR).sqrt()
 
     def compare(self, student: Tensor, teacher: Tensor, overlap: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Embeddings (B, K + crops, F), base crops first -> terms of the loss, and the predicted overlap."""

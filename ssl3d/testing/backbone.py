@@ -365,7 +365,14 @@ class TokenBackboneTests(MaskableBackboneTests):
         assert len(again) == 1 and torch.equal(again[0], second)
         assert len(backbone.blocks(tokens, grid)) == 1
         with pytest.raises(ValueError, match="layers"):
-            backbone.blocks(tokens, grid, layers=[10_000])
+            backbone.blocks(tokens, grid, layers=[backbone.depth])
+
+    def test_the_last_layer_normalised_is_what_is_encoded(self) -> None:
+        backbone, grid, tokens = self.tokens()
+        kept = torch.tensor([[1, 5, 6, 11], [0, 23, 7, 2]])
+        few = _take(tokens, kept)
+        last = backbone.blocks(few, grid, index=kept, layers=[0, backbone.depth - 1])[-1]
+        assert torch.equal(backbone.last_norm(last), backbone.blocks(few, grid, index=kept)[0])
 
 
 def _take(tokens: Tensor, index: Tensor) -> Tensor:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -13,13 +14,15 @@ from types import ModuleType
 from typing import Any
 
 from ssl3d import models, schema, tasks
-from ssl3d.models.backbone import Backbone, MaskableBackbone, TokenBackbone
+from ssl3d.models.backbone import Backbone, MaskableBackbone, StagedBackbone, TokenBackbone
 from ssl3d.models.nnunet import NNUNetBackbone
 from ssl3d.regions import Size3
 from ssl3d.tasks.task import PretextTask
 from ssl3d.tasks.two_views import TwoViews
 
-ABSTRACT: tuple[type, ...] = (Backbone, MaskableBackbone, TokenBackbone, NNUNetBackbone, PretextTask, TwoViews)
+ABSTRACT: tuple[type, ...] = (
+    Backbone, MaskableBackbone, StagedBackbone, TokenBackbone, NNUNetBackbone, PretextTask, TwoViews,
+)  # fmt: skip
 # The least a recipe would say to get a network that is made in milliseconds.
 SMALL_MODELS: dict[str, dict[str, Any]] = {
     "ResEncUNet": {"arch_kwargs": {"n_stages": 3, "features_per_stage": [8, 16, 16], "n_blocks_per_stage": [1, 1, 1]}},
@@ -59,10 +62,14 @@ def task_classes() -> list[type]:
     return classes(tasks, PretextTask)
 
 
+def model_node(cls: type) -> dict[str, Any]:
+    """What a recipe says to get a tiny network of a family."""
+    return {"_target_": f"{cls.__module__}.{cls.__name__}", **SMALL_MODELS.get(cls.__name__, {"size": "tiny"})}
+
+
 def small_backbone(cls: type) -> Backbone:
     """A tiny network of a family, built as a recipe builds it."""
-    node = {"_target_": f"{cls.__module__}.{cls.__name__}", **SMALL_MODELS.get(cls.__name__, {"size": "tiny"})}
-    completed, faults = schema.check_value(node, Backbone, "model")
+    completed, faults = schema.check_value(model_node(cls), Backbone, "model")
     assert not faults, faults
     return schema.build(completed)
 
@@ -73,27 +80,36 @@ def small_size(backbone: Backbone) -> Size3:
     return (d, h, 2 * w)
 
 
-def small_task(cls: type, backbone: Backbone) -> PretextTask:
-    """A task on a backbone, with tiny heads. Raises ValueError, one sentence, when the pair makes no sense."""
+def task_node(cls: type, backbone: Backbone) -> dict[str, Any]:
+    """What a recipe says to get a task with tiny heads on `backbone`."""
     size = small_size(backbone)
     block = backbone.patch_size if isinstance(backbone, MaskableBackbone) else tuple(max(1, n // 4) for n in size)
+    heads = {"hidden_dim": 16, "out_dim": 8}
     values: dict[str, dict[str, Any]] = {
+        "HiEndMAE": {"patch_size": size, "decoder_dim": 32, "decoder_heads": 2, "decoder_depth": 1},
+        "LocalContrast": {"patch_size": size, "augment": VIEWS, "scale": 0, "count": 8, "region": 1} | heads,
         "MAE": {"patch_size": size, "mask_block": block, "decoder_dim": 32, "decoder_depth": 1},
         "ModelsGenesis": {"patch_size": size},
         "PositionRegression": {"patch_size": size, "mask_share": 0.5, "mask_block": block},
         "SimCLR": {"patch_size": size, "augment": VIEWS, "hidden_dim": 16, "out_dim": 8},
         "SimMIM": {"patch_size": size, "mask_block": block},
+        "SparseMAE": {"patch_size": size, "mask_block": block},
         "VICReg": {"patch_size": size, "augment": VIEWS, "hidden_dim": 16, "out_dim": 8},
         "VoCo": {"crop_size": size, "grid": [1, 2, 1], "hidden_dim": 16},
         "VolumeFusion": {"patch_size": size, "smallest": 2, "largest": 6},
     }
     plain = {key: list(v) if isinstance(v, tuple) else v for key, v in values[cls.__name__].items()}
-    node = {"_target_": f"{cls.__module__}.{cls.__name__}", **plain}
-    completed, faults = schema.check_target(node, PretextTask, "task", given=("backbone",))
+    return {"_target_": f"{cls.__module__}.{cls.__name__}", **plain}
+
+
+def small_task(cls: type, backbone: Backbone) -> PretextTask:
+    """A task on a backbone, with tiny heads. Raises ValueError, one sentence, when the pair makes no sense."""
+    completed, faults = schema.check_target(task_node(cls, backbone), PretextTask, "task", given=("backbone",))
     assert not faults, faults
     return schema.build(completed, backbone=backbone)
 
 
+@functools.cache
 def refusal(task: type, family: type) -> str | None:
     """Why a pair makes no sense, in the words a user gets; None when it works."""
     try:

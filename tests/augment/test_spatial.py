@@ -14,6 +14,7 @@ from ssl3d.testing.toys import make_batch
 
 SIZE = (16, 32, 24)
 ALWAYS = {"p_rotation": 1.0, "p_scale": 1.0, "p_axis_scale": 1.0}
+ELASTIC = {"elastic": 4.0, "p_elastic": 1.0, "elastic_spacing": 16.0}
 
 
 def paint(batch: RegionBatch, coefficients: Tensor) -> RegionBatch:
@@ -28,9 +29,11 @@ def region(transform: SpatialTransform, batch: int = 4, channels: int = 3, **kwa
     return make_batch(transform.reach(SIZE), batch, channels, **kwargs)
 
 
+@pytest.mark.parametrize("elastic", [{}, ELASTIC], ids=["affine", "elastic"])
 @pytest.mark.parametrize("rotation", [0.0, 25.0, (40.0, 0.0, 10.0)])
-def test_image_follows_the_geometry(rotation):
-    transform = SpatialTransform(rotation=rotation, scale=(0.8, 1.2), max_reach=3, spacing=(3, 1, 0.8), **ALWAYS)
+def test_image_follows_the_geometry(rotation, elastic):
+    shape = {**ALWAYS, **elastic, "scale": (0.8, 1.2), "spacing": (3, 1, 0.8)}
+    transform = SpatialTransform(rotation=rotation, max_reach=3, **shape)
     coefficients = torch.tensor([[0.05, 0.0, 0.0], [0.0, 0.03, 0.0], [0.01, -0.02, 0.04]])
     batch = paint(region(transform), coefficients)
     out, geometry = transform(batch, SIZE)
@@ -66,8 +69,9 @@ def test_place_in_the_world_is_kept():
     torch.testing.assert_close(world(out, middle), world(batch, middle_before), rtol=0, atol=1e-6)
 
 
-def test_label_and_valid_are_the_nearest_of_the_same_geometry():
-    transform = SpatialTransform(rotation=30, max_reach=1, **ALWAYS)
+@pytest.mark.parametrize("elastic", [{}, ELASTIC], ids=["affine", "elastic"])
+def test_label_and_valid_are_the_nearest_of_the_same_geometry(elastic):
+    transform = SpatialTransform(rotation=30, max_reach=1, **ALWAYS, **elastic)
     batch = region(transform, labels=True, padded=5)
     assert batch.valid is not None and batch.label is not None
     batch = batch.replace(label=torch.randint(0, 70_000, batch.label.shape))  # beyond float16, uint16 and so on
@@ -85,7 +89,7 @@ def test_label_and_valid_are_the_nearest_of_the_same_geometry():
 
 
 def test_nothing_of_invalid_voxels_reaches_valid_ones():
-    transform = SpatialTransform(rotation=30, **ALWAYS)
+    transform = SpatialTransform(rotation=30, **ALWAYS, **ELASTIC)
     batch = region(transform, padded=12)
     assert batch.valid is not None
     out, _ = transform(batch, SIZE)
@@ -128,13 +132,15 @@ def test_without_any_draw_it_is_the_exact_centre_crop(source):
     assert torch.equal(cropped.image, expected) and torch.equal(same.matrix, geometry.matrix)
 
 
-def test_a_sample_depends_on_its_seed_alone():
-    transform = SpatialTransform(rotation=30, **ALWAYS)
+@pytest.mark.parametrize("elastic", [{}, ELASTIC | {"p_elastic": 0.5}], ids=["affine", "elastic"])
+def test_a_sample_depends_on_its_seed_alone(elastic):
+    transform = SpatialTransform(rotation=30, **ALWAYS, **elastic)
     batch = region(transform, batch=5, padded=4)
     together, geometry = transform(batch, SIZE)
     order = torch.tensor([3, 0, 4])
     some, again = transform(batch._map(lambda t: t[order]), SIZE)
     assert torch.equal(some.image, together.image[order]) and torch.equal(again.matrix, geometry.matrix[order])
+    assert torch.equal(again.source_points(), geometry.source_points()[order])
     assert not torch.equal(transform(batch, SIZE, view=1)[1].matrix, geometry.matrix)
     state = torch.random.get_rng_state()
     transform(batch, SIZE)
@@ -142,7 +148,7 @@ def test_a_sample_depends_on_its_seed_alone():
 
 
 def test_geometry_is_exact_under_autocast():
-    transform = SpatialTransform(rotation=30, **ALWAYS)
+    transform = SpatialTransform(rotation=30, **ALWAYS, **ELASTIC)
     batch = region(transform)
     out, geometry = transform(batch, SIZE)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -169,7 +175,8 @@ def test_reach():
     [
         ("rotation", 200.0), ("rotation", (1.0, 2.0)), ("scale", (1.2, 0.8)), ("scale", (0.0, 1.0)), ("p_flip", 1.5),
         ("p_rotation", -0.1), ("p_scale", 2.0), ("p_axis_scale", 2.0), ("flip_axes", (0, 3)), ("flip_axes", (1, 1)),
-        ("spacing", (1.0, 0.0, 1.0)), ("max_reach", 0.5),
+        ("spacing", (1.0, 0.0, 1.0)), ("max_reach", 0.5), ("elastic", -1.0), ("elastic", 9.0), ("p_elastic", 2.0),
+        ("elastic_spacing", 0.0),
     ],
 )  # fmt: skip
 def test_values_out_of_range_name_their_key(key, value):
@@ -204,3 +211,42 @@ def test_a_shift_never_leaves_the_region():
     _, geometry = transform(region(transform, batch=30), SIZE)
     points = geometry.source_points().flatten(1, 3)
     assert points.min() >= 0 and (points.amax(1) <= torch.tensor([19.0, 39, 29])).all()
+
+
+def test_elastic_moves_millimetres_smoothly_and_leaves_other_draws_alone():
+    still = {"p_flip": 0.0, "p_rotation": 0.0, "p_scale": 0.0, "spacing": (3, 1, 0.8)}
+    transform = SpatialTransform(**still, **ELASTIC)
+    batch = region(transform, batch=30)
+    _, geometry = transform(batch, SIZE)
+    plain = SpatialTransform(**still)(batch, SIZE)[1]
+    moved = (geometry.source_points() - plain.source_points()) * batch.spacing[:, None, None, None]  # mm
+    assert moved.abs().max() <= 4 + 1e-4 and 0.5 < moved.std() < 2 and moved.flatten(1, 3).std(1).min() > 0.2
+    for axis in range(3):  # smooth: control points are 16 mm apart, neighbouring voxels move nearly alike
+        steps = moved.diff(dim=axis + 1) / batch.spacing[0, axis]
+        assert steps.abs().max() < 0.62
+    assert all((m - n) % 2 == 0 and m > n for m, n in zip(transform.reach(SIZE), SIZE))
+    assert transform.reach(SIZE) == (20, 40, 34), "4 mm on each side: 2, 4 and 5 voxels"
+    draw, again = (SpatialTransform(**ALWAYS, **e).draw(batch.seed) for e in ({}, ELASTIC))
+    assert torch.equal(draw.angles, again.angles) and torch.equal(draw.shift, again.shift)
+
+
+def test_elastic_is_for_some_samples_and_copies_the_others():
+    transform = SpatialTransform(p_rotation=0, p_scale=0, **ELASTIC | {"p_elastic": 0.5})
+    batch = region(transform, batch=40)
+    out, geometry = transform(batch, SIZE)
+    assert geometry.elastic is not None
+    deformed = geometry.elastic.control.flatten(1).abs().amax(1) > 0
+    assert 10 < deformed.sum() < 30
+    points = geometry.source_points()
+    whole = (points == points.round()).flatten(1).all(1)
+    assert torch.equal(whole, ~deformed)
+    for b in (~deformed).nonzero().flatten().tolist():
+        d, h, w = points[b].long().unbind(-1)
+        assert torch.equal(out.image[b, 0], batch.image[b, 0, d, h, w])
+
+
+def test_finer_voxels_than_planned_never_fold():
+    transform = SpatialTransform(p_rotation=0, p_scale=0, **ELASTIC)
+    batch = region(transform, batch=8, spacing=(0.3, 0.2, 0.1))
+    elastic = transform(batch, SIZE)[1].elastic
+    assert elastic is not None and elastic.control.abs().max() <= 0.25 * 16

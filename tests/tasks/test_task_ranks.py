@@ -12,13 +12,17 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ssl3d.augment import Compose, GaussianNoise, SpatialTransform
+from ssl3d.models.resenc import ResEncUNet
 from ssl3d.models.vit import ViT
 from ssl3d.regions import RegionBatch
+from ssl3d.tasks.hi_end_mae import HiEndMAE
+from ssl3d.tasks.local_contrast import LocalContrast
 from ssl3d.tasks.mae import MAE
 from ssl3d.tasks.models_genesis import ModelsGenesis
 from ssl3d.tasks.position import PositionRegression
 from ssl3d.tasks.simclr import SimCLR
 from ssl3d.tasks.simmim import SimMIM
+from ssl3d.tasks.sparse_mae import SparseMAE
 from ssl3d.tasks.task import PretextTask
 from ssl3d.tasks.vicreg import VICReg
 from ssl3d.tasks.voco import VoCo
@@ -27,15 +31,26 @@ from ssl3d.testing.toys import TinyUNet, make_batch
 
 SIZE, RANKS = (8, 16, 24), 2
 VIEWS = Compose([SpatialTransform(p_rotation=1, shift=0.2), GaussianNoise(p=1)])
+PLACES = {"count": 6, "region": 1, "min_distance": 2.0, "hidden_dim": 16, "out_dim": 8}
+RESENC = {"n_stages": 3, "features_per_stage": [8, 16, 16], "n_blocks_per_stage": [1, 1, 1]}
 TASKS: dict[str, Callable[[], PretextTask]] = {
     "MAE": lambda: MAE(TinyUNet(), SIZE, mask_block=(2, 4, 4), augment=VIEWS),
     "MAE on tokens": lambda: MAE(ViT("tiny", patch_size=(2, 4, 4)), SIZE, mask_block=(2, 4, 4), decoder_dim=32),
+    "HiEndMAE": lambda: HiEndMAE(ViT("tiny", patch_size=(2, 4, 4)), SIZE, decoder_dim=32, decoder_heads=2),
+    "SparseMAE": lambda: SparseMAE(ResEncUNet("S", arch_kwargs=RESENC), SIZE, 0.6, (2, 4, 4), VIEWS),
     "SimMIM": lambda: SimMIM(ViT("tiny", patch_size=(2, 4, 4)), SIZE, mask_block=(2, 4, 4)),
     "PositionRegression": lambda: PositionRegression(TinyUNet(), SIZE, mask_share=0.5, augment=VIEWS),
     "VolumeFusion": lambda: VolumeFusion(TinyUNet(), SIZE, smallest=2, largest=(4, 8, 8)),
     "ModelsGenesis": lambda: ModelsGenesis(TinyUNet(), SIZE),
     "SimCLR": lambda: SimCLR(TinyUNet(), SIZE, VIEWS, hidden_dim=16, out_dim=8),
     "VICReg": lambda: VICReg(TinyUNet(), SIZE, VIEWS, hidden_dim=16, out_dim=8),
+    "LocalContrast": lambda: LocalContrast(TinyUNet(), SIZE, VIEWS, scale=0, sigma=0.05, **PLACES),
+    "LocalContrast LD": lambda: LocalContrast(
+        TinyUNet(), SIZE, VIEWS, stage="local", scale=1, local_pairs="LD", **PLACES
+    ),
+    "LocalContrast as published": lambda: LocalContrast(
+        TinyUNet(), SIZE, VIEWS, partition="hard", parts=2, points="lattice", local_pairs="LD", scale=0, **PLACES
+    ),
     "VoCo v1": lambda: VoCo(TinyUNet(), (8, 4, 6), grid=(1, 3, 2), hidden_dim=16),
     "VoCo v2": lambda: VoCo(TinyUNet(), (8, 4, 6), grid=(1, 3, 2), version="v2", hidden_dim=16),
 }

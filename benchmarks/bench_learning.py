@@ -1,0 +1,79 @@
+"""That every pretext task learns: 300 steps on a CPU, the loss curve, and a linear probe of the frozen encoder.
+
+    python benchmarks/bench_learning.py [--tasks mae voco ...] [--data phantom hippocampus ct] [--out runs/learning]
+    python benchmarks/bench_learning.py --pages       only draw pictures and tables into docs/ from what is in --out
+
+Each task is trained by its own small recipe (the table in learning_tasks.py), then judged by `ssl3d evaluate`'s probe
+against random encoders of the same network. What is finished is kept, so the same call goes on. `--validate` probes
+validation patients instead of test patients: settings may be chosen by that, and by nothing else.
+Real scans lie in --real (env SSL3D_DATA, default ../shared/data).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from learning_data import DATA, Data, prepare
+from learning_report import collect, pages, table
+from learning_tasks import ENTRIES, load
+
+from downstream.evaluator import evaluate
+from ssl3d.train import train
+
+ROOT = Path(__file__).resolve().parent.parent
+SEEDS = 5  # labelled subsets, and random encoders, of a probe
+
+
+def probe(runs: list[Path], data: Data, out: Path) -> None:
+    """The probe of all runs on a data set: a linear layer on the frozen encoder, fitted on few labelled patients."""
+    suite = {
+        "name": data.name, "store": str(data.labelled), "dataset": data.name, "split": str(data.split),
+        "metrics": ["dice"], "pictures": 0, "overlap": 0.25, "workers": 1,
+        "measures": {
+            "probe": {
+                "n_labelled": [data.amount], "seeds": SEEDS, "patch_size": list(data.window), "voxels_per_class": 1000,
+            },
+        },
+    }  # fmt: skip
+    evaluate(runs, suite, out)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=list(ENTRIES), default=list(ENTRIES))
+    parser.add_argument("--data", nargs="+", choices=list(DATA), default=list(DATA))
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "learning")
+    parser.add_argument("--real", type=Path, default=os.environ.get("SSL3D_DATA", ROOT.parent / "shared" / "data"))
+    parser.add_argument("--pages", action="store_true", help="train nothing; write docs/ from what is in --out")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs")
+    parser.add_argument("--validate", action="store_true", help="probe validation patients")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="override recipes, to try things out")
+    return parser.parse_args()
+
+
+def main() -> int:
+    o = arguments()
+    torch.set_num_threads(1)
+    if o.pages:
+        pages(o.out, o.docs)
+        return 0
+    results = "validation" if o.validate else "probe"
+    for name in o.data:
+        data = prepare(name, o.out / "data", Path(o.real))
+        for task in o.tasks:
+            began = time.perf_counter()
+            train(load(task, data, o.out, o.set))
+            print(f"{task} on {name}: {time.perf_counter() - began:.0f} s")
+        trained = [o.out / name / task for task in ENTRIES if (o.out / name / task / "checkpoints").is_dir()]
+        probe(trained, data.for_validation() if o.validate else data, o.out / name / results)
+        print(table(collect(o.out, name, results), [name]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
