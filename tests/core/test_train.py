@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import pandas as pd
 import pytest
@@ -219,13 +216,6 @@ def test_checkpoint_is_plain(tiny):
     assert "patient" not in str({k: v for k, v in content.items() if k not in ("model", "optimizer")})
 
 
-def run_in_process(recipe_file, *overrides):
-    return subprocess.Popen(
-        [sys.executable, "-m", "ssl3d", "train", str(recipe_file), *overrides],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-
 @pytest.mark.slow
 def test_two_ranks_are_one_rank(tiny, tmp_path):
     exact = ["run.precision=64-true", "optim.name=sgd", "run.steps=4", "data.batch_size=4"]
@@ -240,36 +230,6 @@ def test_two_ranks_are_one_rank(tiny, tmp_path):
     assert max(float((a[k] - b[k]).abs().max()) for k in a) < 1e-9
     for x, y in zip(without_time(one), without_time(tmp_path / "run")):
         assert x["loss"] == pytest.approx(y["loss"], rel=1e-9)
-
-
-def kill_series(tiny, tmp_path, kills, steps, seed):
-    recipe = tiny(f"run.steps={steps}", "run.checkpoint_every=7", "run.log_every=1", "data.workers=1")
-    file = tmp_path / "recipe.yaml"
-    OmegaConf.save(OmegaConf.create(recipe.to_dict()), file)
-    assert run_in_process(file, f"run.dir={tmp_path / 'whole'}").wait() == 0
-    rng = random.Random(seed)
-    metrics = tmp_path / "broken" / "metrics.jsonl"
-    for at in sorted(rng.sample(range(2, steps - 2), kills)):
-        process = run_in_process(file, f"run.dir={tmp_path / 'broken'}")
-        while process.poll() is None:
-            if (lines := read_metrics(metrics)) and lines[-1]["step"] >= at:
-                process.send_signal(signal.SIGKILL)
-                break
-            time.sleep(0.002)
-        process.wait()
-        assert process.returncode == -signal.SIGKILL, process.stderr.read()
-    assert run_in_process(file, f"run.dir={tmp_path / 'broken'}").wait() == 0
-    assert_same_run(tmp_path / "whole", tmp_path / "broken")
-
-
-@pytest.mark.slow
-def test_killed_twice(tiny, tmp_path):
-    kill_series(tiny, tmp_path, kills=2, steps=40, seed=0)
-
-
-@pytest.mark.acceptance
-def test_killed_five_times_in_sixty_steps(tiny, tmp_path):
-    kill_series(tiny, tmp_path, kills=5, steps=60, seed=time.time_ns())
 
 
 @pytest.mark.slow
