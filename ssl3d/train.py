@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ssl3d import checkpoint, config, optim, setup_run
 from ssl3d.config import ConfigError, Recipe
 from ssl3d.log import METRICS_FILE, MetricLog, Wandb, save_preview
+from ssl3d.losses.gather import alone
 from ssl3d.precision import choose_precision
 from ssl3d.regions import RegionBatch
 from ssl3d.seeding import mix
@@ -262,7 +263,7 @@ def _observe(training: Training, last: bool) -> None:
     if not (picture or holdout) or not training.fabric.is_global_zero:
         return
     training.objective.eval()
-    with torch.no_grad(), training.fabric.autocast():
+    with alone(), torch.no_grad(), training.fabric.autocast():  # the other ranks are on their way to the next step
         if picture:
             with training.data.reader(training.data.plan) as reader:
                 samples = max(PREVIEW_SAMPLES, training.objective.region.group)
