@@ -51,6 +51,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--real", type=Path, default=os.environ.get("SSL3D_DATA", ROOT.parent / "shared" / "data"))
     parser.add_argument("--pages", action="store_true", help="train nothing; write docs/ from what is in --out")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
+    parser.add_argument("--quick", action="store_true", help="a smaller phantom, in an --out of its own")
     parser.add_argument("--validate", action="store_true", help="probe validation patients")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="override recipes, to try things out")
     return parser.parse_args()
@@ -64,11 +65,11 @@ def main() -> int:
         return 0
     results = "validation" if o.validate else "probe"
     for name in o.data:
-        data = prepare(name, o.out / "data", Path(o.real))
+        data = prepare(name, o.out / "data", Path(o.real), o.quick)
         for task in o.tasks:
             began = time.perf_counter()
             train(load(task, data, o.out, o.set))
-            print(f"{task} on {name}: {time.perf_counter() - began:.0f} s")
+            print(f"{task} on {name}: {time.perf_counter() - began:.0f} s", flush=True)
         trained = [o.out / name / task for task in ENTRIES if (o.out / name / task / "checkpoints").is_dir()]
         probe(trained, data.for_validation() if o.validate else data, o.out / name / results)
         print(table(collect(o.out, name, results), [name]))

@@ -14,17 +14,18 @@ from preprocessing import convert
 from ssl3d.data.phantom import write_phantom
 from ssl3d.data.store import open_store
 
-PHANTOM_PATIENTS, PHANTOM_SEED = 60, 2  # not 0 (the anatomy was designed on it), not 1 (the quickstart's)
+PHANTOM_SEED = 2  # not 0 (the anatomy was designed on it), not 1 (the quickstart's)
+PHANTOM_PATIENTS = {False: (60, 10, 20), True: (24, 0, 10)}  # {quick: (all, validation, test)}
 CT_SPACING_MM = 3.0  # of the labelled CT
 DATA = {"phantom": "phantom", "hippocampus": "hippocampus", "ct": "one CT"}  # {name: title}
-SLAB, MARGIN = 3, 20  # labelled slices of a piece of the labelled CT, and unlabelled ones on either side of it
+SLAB, MARGIN = 3, 10  # labelled slices of a piece of the labelled CT, and unlabelled ones on either side of it
 # TotalSegmentator's numbers (its version 2), joined to organs that lie in every slab.
 ORGANS = {"liver": (5,), "spleen": (1,), "colon": (20,), "back muscles": (86, 87)}
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data set: `store` to learn from, less the split's validation and test patients where `exclude`; `labelled`.
+    """A data set: `store` to learn from (only the split's pool where `only_pool`), `labelled` to be probed on.
 
     `amount`: labelled patients of the probe; `window`: voxels (z,y,x) the frozen encoder sees at once.
     """
@@ -33,7 +34,7 @@ class Data:
     store: Path
     labelled: Path
     split: Path
-    exclude: bool
+    only_pool: bool
     amount: int
     window: tuple[int, int, int]
 
@@ -45,21 +46,24 @@ class Data:
         return replace(self, split=path)
 
 
-def prepare(name: str, folder: Path, real: Path) -> Data:
-    """Convert a data set below `folder` (once) and return it; `real`: the folder of real scans.
+def prepare(name: str, folder: Path, real: Path, quick: bool = False) -> Data:
+    """Convert a data set below `folder` (once) and return it; `real`: the folder of real scans;
+    `quick`: a smaller phantom.
 
     Raises FileNotFoundError when the scans are not there.
     """
-    makers = {"phantom": _phantom, "hippocampus": _hippocampus, "ct": _ct}
     folder.mkdir(parents=True, exist_ok=True)
-    return makers[name](folder, real)
+    if name == "phantom":
+        return _phantom(folder, quick)
+    return {"hippocampus": _hippocampus, "ct": _ct}[name](folder, real)
 
 
-def _phantom(folder: Path, _: Path) -> Data:
+def _phantom(folder: Path, quick: bool) -> Data:
+    patients, validation, test = PHANTOM_PATIENTS[quick]
     store = folder / "phantom.zarr"
     if not store.exists():
-        convert([write_phantom(folder / "phantom", PHANTOM_PATIENTS, PHANTOM_SEED)], store, workers=1)
-    split = _split(folder / "phantom_split.json", store, validation=10, test=20)
+        convert([write_phantom(folder / "phantom", patients, PHANTOM_SEED)], store, workers=1)
+    split = _split(folder / "phantom_split.json", store, validation, test)
     return Data("phantom", store, store, split, True, 8, (56, 56, 56))
 
 
@@ -83,12 +87,17 @@ def _ct(folder: Path, real: Path) -> Data:
     if not split.exists():
         slabs = sorted(open_store(labelled).index["subject"])
         Split(tuple(slabs[::2]), (), tuple(slabs[1::2])).save(split)
-    return Data("ct", store, labelled, split, False, 2, (40, 56, 56))
+    return Data("ct", store, labelled, split, False, 2, (24, 64, 64))
 
 
 def _split(path: Path, store: Path, validation: int, test: int) -> Path:
+    """Patients by purpose; one whose scans have no label (the hippocampus' test scan) serves none."""
     if not path.exists():
-        draw_split(set(open_store(store).index["subject"]), validation, test, seed=0).save(path)
+        index = open_store(store).index
+        labelled = set(index.loc[index["has_label"], "subject"])
+        drawn = draw_split(set(index["subject"]), validation, test, seed=0)
+        parts = (drawn.pool, drawn.validation, drawn.test)
+        Split(*(tuple(p for p in part if p in labelled) for part in parts)).save(path)
     return path
 
 

@@ -21,7 +21,7 @@ from ssl3d.log import METRICS_FILE, save_preview
 from ssl3d.setup_run import RunData, open_stores
 
 CURVE_BYTES, PREVIEW_BYTES = 60_000, 150_000
-SMOOTH = 6  # points of a running mean
+SMOOTH = 7  # points of a running mean
 
 
 def losses(run: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -38,8 +38,9 @@ def curve(runs: Mapping[str, Path], path: Path) -> None:
     for axis, (title, run) in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs.items()):
         steps, values = losses(run)
         axis.plot(steps, values, color="0.75", linewidth=0.8)
-        mean = np.convolve(values, np.ones(SMOOTH) / SMOOTH, mode="valid")
-        axis.plot(steps[SMOOTH - 1 :], mean, color="C0", linewidth=1.5)
+        kernel = np.ones(SMOOTH)
+        mean = np.convolve(values, kernel, mode="same") / np.convolve(np.ones_like(values), kernel, mode="same")
+        axis.plot(steps, mean, color="C0", linewidth=1.5)
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("step", fontsize=8)
         axis.tick_params(labelsize=7)

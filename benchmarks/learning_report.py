@@ -33,17 +33,18 @@ HEAD = """# Every pretext task learns
 Made by `python benchmarks/bench_learning.py`, then `--pages`. {machine}.
 
 Each task is trained by its small recipe (`recipes/*_s.yaml`) through the same loop, with keys overridden to fit small
-scans (`benchmarks/learning_tasks.py`): crops of 16x32x24 voxels, two a step, seed 0. Then the encoder is frozen and a
-linear probe (`ssl3d evaluate`) compared with random encoders of the same network, on patients who took no part.
+scans (`benchmarks/learning_tasks.py`): two crops of 16x32x24 voxels a step (phantom: 32x32x32), seed 0. Then the
+encoder is frozen, and a linear probe (`ssl3d evaluate`) is compared with random encoders of the same network.
 
 - **phantom**: 60 synthetic patients (`ssl3d.data.phantom`, seed 2): 30 to learn from, 8 of them labelled, 20 tested.
-- **hippocampus**: MSD Task04 at 1 mm, 113 patients: 63 to learn from, 4 of them labelled, 34 tested.
+- **hippocampus**: MSD Task04 at 1 mm, 113 patients: 64 to learn from, 4 of them labelled, 33 tested.
 - **one CT**: learns from one whole-torso CT at 3 mm; probed on a labelled CT of somebody else (TotalSegmentator's
   example; liver, spleen, colon, back muscles) in slabs of three slices: 2 slabs labelled, every second slab tested.
   The interval is over slabs of ONE patient: it says nothing about other patients.
 
 Difference in Dice with its 95 % interval over labelled subsets and patients (slabs); bold where it lies above 0.
-Settings were chosen on validation patients, none on test patients."""
+No network saw a test patient (the evaluation refuses those that did). Settings were chosen on the phantom's validation
+patients, none on test patients, and taken over for the real data unseen."""
 
 
 @dataclass(frozen=True)

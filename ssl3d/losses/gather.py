@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
+
+_alone = False
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within it this rank is the only one: what one rank computes by itself would wait for the others for ever."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
+def _distributed() -> bool:
+    return not _alone and distributed.is_available() and distributed.is_initialized()
 
 
 def gather(x: Tensor) -> Tensor:
@@ -18,13 +37,13 @@ def gather(x: Tensor) -> Tensor:
 
 
 def world_size() -> int:
-    """How many ranks there are; 1 when not distributed."""
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    """How many ranks there are; 1 when not distributed, or `alone`."""
+    return distributed.get_world_size() if _distributed() else 1
 
 
 def rank() -> int:
     """This rank's number; 0 when not distributed. Its rows of gather(x) are [rank * B, (rank + 1) * B)."""
-    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+    return distributed.get_rank() if _distributed() else 0
 
 
 class _Gather(torch.autograd.Function):

@@ -74,14 +74,18 @@ def encode_visible(
     d, h, w = image.shape[2:]
     backbone.check_size((d, h, w))
     scales = ActiveScales(hidden, block, (d, h, w))
-    run = _Run(scales)
-    rows = scales.at(ONE).take(image)
+    rows, stride = scales.at(ONE).take(image), ONE
     found: list[Tensor] = []
     for steps, gathered in zip(encoder_steps(backbone), choices(backbone, scales, gather), strict=True):
-        run.gathered = gathered
-        rows = run.all(steps, rows)
+        rows = run_stage(steps, rows, scales, stride, gathered)
+        stride = times(stride, _strides(steps))
         found.append(rows)
     return SparseFeatures(found, [scales.at(stride) for stride in backbone.strides])
+
+
+def run_stage(steps: Sequence[Step], rows: Tensor, scales: ActiveScales, stride: Size3, gathered: bool) -> Tensor:
+    """Rows (N,C) of the scale of `stride` -> rows of the scale that `steps`, one of `encoder_steps`, end at."""
+    return _Run(scales, stride, gathered).all(steps, rows)
 
 
 def choices(backbone: StagedBackbone, scales: ActiveScales, gather: Sequence[bool] | None = None) -> list[bool]:
@@ -151,10 +155,10 @@ def _plain_norm_or_pool(module: nn.Module) -> bool:
 
 
 class _Run:
-    """One pass: the stride it has come to, and whether it gathers."""
+    """A pass through a stage: the stride it has come to, and whether it gathers."""
 
-    def __init__(self, scales: ActiveScales) -> None:
-        self.scales, self.stride, self.gathered = scales, ONE, True
+    def __init__(self, scales: ActiveScales, stride: Size3, gathered: bool) -> None:
+        self.scales, self.stride, self.gathered = scales, stride, gathered
 
     def all(self, steps: Sequence[Step], rows: Tensor) -> Tensor:
         """Every step in order."""

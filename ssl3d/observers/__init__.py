@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ssl3d.log import read_metrics
+from ssl3d.losses.gather import alone
 from ssl3d.observers.collapse import Collapse
 from ssl3d.observers.holdout import Holdout
 from ssl3d.observers.observer import Observer
@@ -40,7 +41,7 @@ def observe(training: Training, observers: list[Observer], last: bool) -> bool:
         return False
     best = False
     training.objective.eval()
-    with torch.no_grad(), training.fabric.autocast():
+    with alone(), torch.no_grad(), training.fabric.autocast():  # the other ranks are on their way to the next step
         for observer in looking:
             seen = observer.observe(training)
             if seen:

@@ -8,7 +8,7 @@ are matched through the geometry of really moved views, and the scans of all ran
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -203,7 +203,7 @@ class LocalContrast(PretextTask):
         return both.flatten(3).flatten(1, 2)
 
 
-def check_values(positive: dict[str, float], at_least: dict[str, tuple[float, float]], region: int) -> None:
+def check_values(positive: Mapping[str, float], at_least: Mapping[str, tuple[float, float]], region: int) -> None:
     """Raise ValueError naming the key of a number out of its range."""
     for key, value in positive.items():
         if value <= 0:

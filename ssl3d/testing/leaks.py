@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl3d.regions import RegionBatch
+from ssl3d.tasks.cut_out import CutOut
 from ssl3d.tasks.masking import BlockMask
 from ssl3d.tasks.task import PretextTask
 
@@ -31,7 +32,7 @@ def check_masked_task(task: PretextTask, batch: RegionBatch) -> None:
     no augmentation.
     """
     mask = getattr(task, "mask", None)
-    assert isinstance(mask, BlockMask), f"{type(task).__name__}: a masked task draws from a BlockMask in task.mask"
+    assert isinstance(mask, (BlockMask, CutOut)), f"{type(task).__name__}: task.mask is no BlockMask and no CutOut"
     assert getattr(task, "augment", None) is None, "leaks are looked for without augmentation"
     assert batch.size == task.input_size, f"{batch.size} voxels given, the network sees {task.input_size}"
     hidden = mask.voxels(mask.draw(batch), batch.size)
@@ -50,9 +51,17 @@ def check_masked_task(task: PretextTask, batch: RegionBatch) -> None:
     check_ratio(mask, visible)
 
 
-def check_ratio(mask: BlockMask, visible: Tensor) -> None:
-    """AssertionError unless round(ratio * blocks) blocks of every sample are hidden in `visible` (B,C,D,H,W)."""
+def check_ratio(mask: BlockMask | CutOut, visible: Tensor) -> None:
+    """AssertionError unless round(ratio * blocks) blocks of every sample are hidden in `visible` (B,C,D,H,W).
+
+    Of cut-outs: the share and at most one box more.
+    """
     d, h, w = visible.shape[2:]
+    if isinstance(mask, CutOut):
+        excess = (~visible).flatten(1).double().mean(1) - mask.share
+        box = math.prod(max(1, round(n * mask.edges[1])) for n in (d, h, w)) / (d * h * w)
+        assert (excess >= 0).all() and (excess < box).all(), f"{(excess + mask.share).tolist()} is hidden"
+        return
     blocks = math.prod(mask.grid((d, h, w)))
     assert blocks * math.prod(mask.block) == d * h * w, "blocks must tile the patch for the ratio to be seen"
     found = ((~visible).flatten(1).double().mean(1) * blocks).round().tolist()
@@ -132,7 +141,7 @@ def _mapped(output: Any, function: Callable[[Tensor], Tensor]) -> Any:
 def fixed_mask(task: PretextTask, batch: RegionBatch) -> Iterator[None]:
     """The mask of `batch` whatever the image: a strategy may look at it, and what is hidden is not to change."""
     mask = task.mask
-    assert isinstance(mask, BlockMask)
+    assert isinstance(mask, (BlockMask, CutOut))
     blocks = mask.draw(batch)
     mask.draw = lambda batch: blocks.clone()  # type: ignore[method-assign]
     try:

@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ssl3d.losses.gather import gather, rank, world_size
+from ssl3d.losses.gather import alone, gather, rank, world_size
 
 ROWS, RANKS = 3, 2
 
@@ -38,6 +38,10 @@ def worker(number: int, folder: str) -> None:
     gathered = gather(model(data()[number * ROWS : (number + 1) * ROWS]))
     assert gathered.shape == (RANKS * ROWS, 3)
     contrast(gathered).backward()
+    if number == 0:  # a picture, say: nobody else takes part
+        with alone():
+            assert gather(gathered) is gathered and (world_size(), rank()) == (1, 0)
+    assert world_size() == RANKS
     torch.save([p.grad for p in model.parameters()], Path(folder) / f"gradients{number}.pt")
     distributed.barrier()
     distributed.destroy_process_group()

@@ -23,6 +23,7 @@ from ssl3d.tasks.position import PositionRegression
 from ssl3d.tasks.simclr import SimCLR
 from ssl3d.tasks.simmim import SimMIM
 from ssl3d.tasks.sparse_mae import SparseMAE
+from ssl3d.tasks.swin_unetr_pretext import SwinUNETRPretext
 from ssl3d.tasks.task import PretextTask
 from ssl3d.tasks.vicreg import VICReg
 from ssl3d.tasks.voco import VoCo
@@ -33,6 +34,7 @@ SIZE, RANKS = (8, 16, 24), 2
 VIEWS = Compose([SpatialTransform(p_rotation=1, shift=0.2), GaussianNoise(p=1)])
 PLACES = {"count": 6, "region": 1, "min_distance": 2.0, "hidden_dim": 16, "out_dim": 8}
 RESENC = {"n_stages": 3, "features_per_stage": [8, 16, 16], "n_blocks_per_stage": [1, 1, 1]}
+TURNED = Compose([SpatialTransform(flip_axes=[0, 2], p_rotation=1, shift=0.2), GaussianNoise(p=1)])
 TASKS: dict[str, Callable[[], PretextTask]] = {
     "MAE": lambda: MAE(TinyUNet(), SIZE, mask_block=(2, 4, 4), augment=VIEWS),
     "MAE on tokens": lambda: MAE(ViT("tiny", patch_size=(2, 4, 4)), SIZE, mask_block=(2, 4, 4), decoder_dim=32),
@@ -43,6 +45,7 @@ TASKS: dict[str, Callable[[], PretextTask]] = {
     "VolumeFusion": lambda: VolumeFusion(TinyUNet(), SIZE, smallest=2, largest=(4, 8, 8)),
     "ModelsGenesis": lambda: ModelsGenesis(TinyUNet(), SIZE),
     "SimCLR": lambda: SimCLR(TinyUNet(), SIZE, VIEWS, hidden_dim=16, out_dim=8),
+    "SwinUNETRPretext": lambda: SwinUNETRPretext(TinyUNet(), SIZE, TURNED, rotations=2, out_dim=8),
     "VICReg": lambda: VICReg(TinyUNet(), SIZE, VIEWS, hidden_dim=16, out_dim=8),
     "LocalContrast": lambda: LocalContrast(TinyUNet(), SIZE, VIEWS, scale=0, sigma=0.05, **PLACES),
     "LocalContrast LD": lambda: LocalContrast(
