@@ -105,12 +105,17 @@ def test_failed_runs_stay_in_the_table_and_their_output_is_kept(sweep, tmp_path)
 
 
 def test_hyperband_ends_runs_that_stay_behind(sweep, tmp_path):
-    many = [0.02] + [0.4 + 0.01 * i for i in range(12)]
-    run_local(sweep(method="random", early_terminate={"type": "hyperband", "min_iter": 1, "eta": 2}, parameters={
-        "optim.lr": {"values": many}, "run.steps": {"value": 30}, "run.seed": {"value": 30},
-    }), 12, tmp_path / "out", at_once=2)  # fmt: skip
-    states = [row["state"] for row in table(tmp_path / "out")]
-    assert "pruned" in states and "complete" in states
+    many = [0.02] + [0.4 + 0.01 * i for i in range(7)]
+    run_local(sweep(early_terminate={"type": "hyperband", "min_iter": 1, "eta": 2}, parameters={
+        "optim.lr": {"values": many}, "run.steps": {"value": 30}, "run.seed": {"value": 60},
+    }), 8, tmp_path / "out")  # fmt: skip
+    rows = table(tmp_path / "out")
+    assert (rows[0]["state"], rows[0]["optim.lr"]) == ("complete", "0.02")
+    ended = [row for row in rows if row["state"] == "pruned"]
+    assert ended
+    for row in ended:
+        steps = len((tmp_path / "out" / row["run"] / "metrics.jsonl").read_text().splitlines())
+        assert steps < 30 and row["loss"], "it was asked to stop, and what it had reached stays in the table"
 
 
 def test_a_sweep_that_is_stopped_takes_its_run_up_where_it_was(sweep, tmp_path):
