@@ -2,48 +2,142 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
 from omegaconf import OmegaConf
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl3d import config
-from ssl3d.config import Recipe
+from ssl3d.config import ConfigError, Recipe
+from ssl3d.gpus import GPUS, RESERVED_GIB, UTILISATION, Gpu
+from ssl3d.schema import did_you_mean
 from ssl3d.tasks.task import Objective
 
+GIB = 2**30
 
-def check(name: str, overrides: Sequence[str] = ()) -> str:
-    """The completed recipe and what it costs. Raises ConfigError with ALL faults, a sentence each."""
+
+def check(name: str, overrides: Sequence[str] = (), gpu: str | None = None) -> str:
+    """The completed recipe and what it costs, on a `gpu` of ssl3d.gpus where one is named.
+
+    Raises ConfigError with ALL faults, a sentence each.
+    """
+    if gpu is not None and gpu not in GPUS:
+        raise ConfigError([f"--gpu is '{gpu}'{did_you_mean(gpu, list(GPUS))} (known are {', '.join(GPUS)})"])
     recipe = config.load(name, overrides, unset=("data.store",))
     objective = config.build_task(recipe, config.build_model(recipe))
-    return OmegaConf.to_yaml(OmegaConf.create(recipe.to_dict())) + "\n" + summary(recipe, objective)
+    return OmegaConf.to_yaml(OmegaConf.create(recipe.to_dict())) + "\n" + summary(recipe, objective, gpu)
 
 
-def summary(recipe: Recipe, objective: Objective) -> str:
-    """Parameters, memory of weights and optimiser, FLOPs of a step, regions read."""
+def summary(recipe: Recipe, objective: Objective, gpu: str | None = None) -> str:
+    """Parameters, memory, FLOPs of a step, regions read; on a `gpu` also whether it fits and how long it may take."""
     backbone = objective.backbone
     encoder = backbone.encoder_parameter_names()
     in_encoder = sum(p.numel() for n, p in backbone.named_parameters() if n in encoder)
     total = sum(p.numel() for p in objective.parameters())
-    states = {"sgd": 1 if recipe.optim.momentum else 0, "adamw": 2}[recipe.optim.name]
-    copies = 2 + states + (recipe.optim.ema is not None)
-    flops = step_flops(recipe, objective)
     regions = recipe.run.steps * recipe.data.batch_size
     each = f", {objective.passes:.3g} a region" if objective.passes != 1 else ""
     each += f" and {objective.teacher_passes:.3g} through the teacher" if objective.teacher_passes else ""
-    return "\n".join(
-        [
-            f"parameters   {total / 1e6:.2f} M ({in_encoder / 1e6:.2f} M in the encoder)",
-            f"memory       {total * 4 * copies / 2**30:.2f} GiB for weights, gradients and {recipe.optim.name} state; "
-            "activations come on top",
-            f"input        {'x'.join(map(str, objective.input_size))} voxels{each}, "
-            f"read as {'x'.join(map(str, objective.region.size))}",
-            f"FLOPs        {flops / 1e12:.3g} T for the backbone, forward and backward of a step of "
-            f"{recipe.data.batch_size} regions",
-            f"regions      {regions:,} in {recipe.run.steps:,} steps",
-        ]
+    weights, activations = weight_bytes(recipe, objective), activation_bytes(recipe, objective)
+    at_once = regions_at_once(recipe)
+    flops = step_flops(recipe, objective)
+    lines = [
+        f"parameters   {total / 1e6:.2f} M ({in_encoder / 1e6:.2f} M in the encoder)",
+        f"memory       {weights / GIB:.2f} GiB for weights, gradients and {recipe.optim.name} state",
+        f"             {activations * at_once / GIB:.2f} GiB for the backbone's activations of {at_once} regions at a "
+        f"time ({'bfloat16' if _is_mixed(recipe) else 'float32'}, counted on shapes)",
+        f"input        {'x'.join(map(str, objective.input_size))} voxels{each}, "
+        f"read as {'x'.join(map(str, objective.region.size))}",
+        f"FLOPs        {flops / 1e12:.3g} T for the backbone, forward and backward of a step of "
+        f"{recipe.data.batch_size} regions",
+        f"regions      {regions:,} in {recipe.run.steps:,} steps",
+    ]
+    if gpu is not None:
+        lines += on_gpu(recipe, GPUS[gpu], weights, activations, flops)
+    return "\n".join(lines)
+
+
+def on_gpu(recipe: Recipe, gpu: Gpu, weights: float, activations: float, flops: float) -> list[str]:
+    """Whether a recipe fits a GPU, what to change if not, and a range for its time. All of it an estimate."""
+    count = devices(recipe)
+    free = (gpu.gib - RESERVED_GIB) * GIB - weights
+    at_once, fitting = regions_at_once(recipe), int(max(free, 0) // activations)
+    need = (weights + activations * at_once) / GIB + RESERVED_GIB
+    takes = f"{need:.1f} of {gpu.gib:.0f} GiB (estimate)"
+    if fitting >= at_once:
+        lines = [f"fits         {gpu.name}: {takes}"]
+    elif fitting == 0:
+        lines = [f"too large    {gpu.name}: {takes}, one region alone {activations / GIB:.1f}: take a smaller patch or "
+                 "model"]  # fmt: skip
+    else:
+        size = recipe.data.batch_size // count
+        parts = next(n for n in range(1, size + 1) if size % n == 0 and size // n <= fitting)
+        lines = [f"too large    {gpu.name}: {takes}: set run.accumulate={parts}, or use {-(-at_once // fitting)} times "
+                 "as many devices"]  # fmt: skip
+    slow, fast = (flops / count / (gpu.tflops * 1e12 * share) for share in UTILISATION)
+    hours = [seconds * recipe.run.steps / 3600 for seconds in (fast, slow)]
+    lines.append(
+        f"time         {fast:.3g} to {slow:.3g} s a step, {hours[0]:.3g} to {hours[1]:.3g} hours on {count} device(s); "
+        f"an estimate, counted operations at {UTILISATION[1]:.0%} to {UTILISATION[0]:.0%} of the data sheet's peak"
     )
+    return lines
+
+
+def devices(recipe: Recipe) -> int:
+    """How many devices an estimate is for: those of the recipe, one when it says auto."""
+    return recipe.run.devices if isinstance(recipe.run.devices, int) else 1
+
+
+def regions_at_once(recipe: Recipe) -> int:
+    """Regions that one device has in its memory."""
+    return max(1, recipe.data.batch_size // (devices(recipe) * recipe.run.accumulate))
+
+
+def weight_bytes(recipe: Recipe, objective: Objective) -> int:
+    """Bytes of weights, gradients, optimiser state and moving average in float32; a teacher has weights alone."""
+    states = {"sgd": 1 if recipe.optim.momentum else 0, "adamw": 2}[recipe.optim.name]
+    trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in objective.parameters())
+    return 4 * (total * (1 + (recipe.optim.ema is not None)) + trained * (1 + states))
+
+
+def activation_bytes(recipe: Recipe, objective: Objective) -> float:
+    """Bytes that autograd keeps of one region until its backward pass: measured on fake tensors, no memory is used.
+
+    Tensors that the backbone's operations save, once each, times the inputs that a region sends through it. Heads and
+    losses come on top.
+    """
+    one, two = (_kept_bytes(recipe, objective, inputs) for inputs in (1, 2))
+    return max(two - one, 1) * objective.passes  # the difference: weights, and their casts, are kept once
+
+
+def _kept_bytes(recipe: Recipe, objective: Objective, inputs: int) -> int:
+    backbone, kept = objective.backbone, dict[int, Tensor]()
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[StorageWeakRef(tensor.untyped_storage()).cdata] = tensor
+        return tensor
+
+    # The weights are real, their stand-ins have no memory.
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x = torch.empty((inputs, backbone.in_channels, *objective.input_size))
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with hooks, torch.autocast("cpu", torch.bfloat16, enabled=_is_mixed(recipe)):
+            features = backbone.encode(x)
+            if objective.needs_decoder:
+                backbone.decode(features)
+            else:
+                backbone.pool(features)
+        return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def _is_mixed(recipe: Recipe) -> bool:
+    return recipe.run.precision in ("auto", "bf16-mixed", "16-mixed")
+
 
 
 def step_flops(recipe: Recipe, objective: Objective) -> int:
@@ -51,7 +145,7 @@ def step_flops(recipe: Recipe, objective: Objective) -> int:
 
     One input is counted, forward and back, and taken as often as the objective says that a sample passes.
     """
-    backbone = config.build_model(recipe).to("meta")
+    backbone = copy.deepcopy(objective.backbone).to("meta")
     x = torch.empty((1, backbone.in_channels, *objective.input_size), device="meta")
     with FlopCounterMode(display=False) as counter:
         features = backbone.encode(x)

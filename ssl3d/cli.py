@@ -117,7 +117,7 @@ def _train(o: argparse.Namespace) -> int:
 def _check(o: argparse.Namespace) -> int:
     from ssl3d.check import check
 
-    sys.stdout.write(check(o.recipe, o.overrides) + "\n")
+    sys.stdout.write(check(o.recipe, o.overrides, o.gpu) + "\n")
     return 0
 
 
@@ -257,6 +257,10 @@ def _verbs() -> dict[str, tuple[Callable[[argparse.Namespace], int], str, str, C
         add("recipe", metavar="RECIPE", help="a name (ssl3d recipes) or a YAML file")
         add("overrides", nargs="*", metavar="key=value", default=[])
 
+    def check(add: Add) -> None:
+        recipe(add)
+        add("--gpu", metavar="NAME", help="does it fit, how long may it take: h200, h100, a100, l40s, 4090, ...")
+
     def recipes(add: Add) -> None:
         add("name", nargs="?", metavar="NAME", help="print this recipe")
 
@@ -296,7 +300,7 @@ def _verbs() -> dict[str, tuple[Callable[[argparse.Namespace], int], str, str, C
         "convert": (_convert, "turn raw scans into a store; the same command again resumes", _CONVERT, convert),
         "inspect": (_inspect, "say what a store holds", "ssl3d inspect my.zarr --html my.html", inspect),
         "train": (_train, "pre-train a recipe; resumes", "ssl3d train mae_resenc_l data.store=my.zarr", recipe),
-        "check": (_check, "complete and build a recipe without data", "ssl3d check mae_resenc_l", recipe),
+        "check": (_check, "complete and build a recipe without data", "ssl3d check mae_resenc_l --gpu a100", check),
         "recipes": (_recipes, "list the recipes, or print one", "ssl3d recipes mae_resenc_l", recipes),
         "copy": (_copy, "copy a recipe to edit it", "ssl3d copy mae_resenc_l mine.yaml", copy),
         "sweep": (_sweep, "run a wandb sweep file here, without a server; resumes",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl3d import config, schema
-from ssl3d.check import check, step_flops
+from ssl3d.check import activation_bytes, check, on_gpu, step_flops
 from ssl3d.config import ConfigError
+from ssl3d.gpus import Gpu
 from ssl3d.models.backbone import Backbone
 from ssl3d.models.resenc import ResEncUNet
 from ssl3d.models.vit import ViT
@@ -68,3 +72,61 @@ def test_flops_are_those_of_a_real_step(task_class, family):
 def test_crops_and_teachers_are_counted():
     one, two = check("simclr_resenc_s", ["data.store=x"]), check("voco_resenc_s", ["data.store=x"])
     assert "2 a region" in one and "a region and" in two and "through the teacher" in two
+
+
+def test_activations_are_what_a_forward_pass_holds(tmp_path):
+    """Resident memory between forward and backward, in a process of its own, against the count on fake tensors."""
+    program = tmp_path / "measure.py"
+    program.write_text(MEASURE)
+    said = subprocess.run([sys.executable, "-W", "ignore", program], check=True, capture_output=True, text=True).stdout
+    counted, held = map(float, said.split())
+    assert counted == pytest.approx(held, rel=0.15)
+
+
+MEASURE = """
+import psutil, torch
+from ssl3d import config
+from ssl3d.check import activation_bytes
+recipe = config.load("mae_resenc_s", ["task.patch_size=[64,96,80]", "run.precision=32-true"], unset=("data.store",))
+task = config.build_task(recipe, config.build_model(recipe))
+x = torch.rand(1, 1, 64, 96, 80)
+warm = task.backbone.decode(task.backbone.encode(x[..., :32, :32, :32]))
+del warm
+before = psutil.Process().memory_info().rss
+held = task.backbone.decode(task.backbone.encode(x))
+print(activation_bytes(recipe, task), psutil.Process().memory_info().rss - before)
+"""
+
+
+def test_activations_count_every_input_of_a_region_and_half_in_bfloat16():
+    recipe = config.load("voco_resenc_s", ["run.precision=32-true"], unset=("data.store",))
+    voco = config.build_task(recipe, config.build_model(recipe))
+    each = activation_bytes(recipe, voco) / voco.passes
+    recipe.task["crop_size"] = [48, 24, 24]
+    wider = config.build_task(recipe, config.build_model(recipe))
+    assert activation_bytes(recipe, wider) / wider.passes == pytest.approx(2 * each, rel=0.02)
+    recipe.run.precision = "bf16-mixed"
+    assert 0.5 < activation_bytes(recipe, wider) / wider.passes / (2 * each) < 1
+
+
+def test_a_gpu_fits_or_says_what_to_change(tiny):
+    recipe = tiny("data.batch_size=8")
+    gib = 2.0**30
+    tight = Gpu("Tight", 100, 10)
+    (fits, time) = on_gpu(recipe, tight, 1 * gib, 0.5 * gib, 1e12)
+    assert fits == "fits         Tight: 7.0 of 10 GiB (estimate)"
+    assert time.startswith("time         0.025 to 0.1 s a step") and "an estimate" in time
+    for each, words in (
+        (4, "34.0 of 10 GiB (estimate): set run.accumulate=4, or use 4 times as many devices"),
+        (1.5, "14.0 of 10 GiB (estimate): set run.accumulate=2, or use 2 times as many devices"),
+        (9, "74.0 of 10 GiB (estimate), one region alone 9.0: take a smaller patch or model"),
+    ):
+        assert on_gpu(recipe, tight, 0, each * gib, 1)[0] == f"too large    Tight: {words}"
+    recipe.run.accumulate = 2
+    assert on_gpu(recipe, tight, 0, 1.5 * gib, 1)[0].startswith("fits")
+
+
+def test_an_unknown_gpu_is_named():
+    with pytest.raises(ConfigError, match=r"--gpu is 'h10'; did you mean 'h100'\?"):
+        check("mae_resenc_s", gpu="h10")
+    assert "NVIDIA A100 80 GB" in check("mae_resenc_s", gpu="a100")
