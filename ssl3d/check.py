@@ -10,13 +10,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ssl3d import config
 from ssl3d.config import Recipe
+from ssl3d.models.backbone import Backbone
 from ssl3d.tasks.task import Objective
 
 
 def check(name: str, overrides: Sequence[str] = ()) -> str:
     """The completed recipe and what it costs. Raises ConfigError with ALL faults, a sentence each."""
     recipe = config.load(name, overrides, unset=("data.store",))
-    objective = config.build_task(recipe, config.build_model(recipe))
+    objective = config.build_task(recipe, _shapes(recipe))
     return OmegaConf.to_yaml(OmegaConf.create(recipe.to_dict())) + "\n" + summary(recipe, objective)
 
 
@@ -51,7 +52,7 @@ def step_flops(recipe: Recipe, objective: Objective) -> int:
 
     One input is counted, forward and back, and taken as often as the objective says that a sample passes.
     """
-    backbone = config.build_model(recipe).to("meta")
+    backbone = _shapes(recipe)
     x = torch.empty((1, backbone.in_channels, *objective.input_size), device="meta")
     with FlopCounterMode(display=False) as counter:
         features = backbone.encode(x)
@@ -60,3 +61,9 @@ def step_flops(recipe: Recipe, objective: Objective) -> int:
         outputs[0].sum().backward()
     total = objective.passes * counter.get_total_flops() + objective.teacher_passes * forward
     return round(total * recipe.data.batch_size)
+
+
+def _shapes(recipe: Recipe) -> Backbone:
+    """The backbone on the meta device: names and shapes in no memory and no time, whatever its size."""
+    with torch.device("meta"):
+        return config.build_model(recipe).to("meta")
