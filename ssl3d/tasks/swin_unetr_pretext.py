@@ -147,7 +147,7 @@ class SwinUNETRPretext(PretextTask):
         return turned, quarters // (4 // self.rotations)
 
     def draw_turns(self, seed: Tensor, spacing: Tensor) -> Tensor:
-        """(B,) quarter turns about z, 0 to 3: even ones where a quarter turn would change the shape of a sample (mm)."""
+        """(B,) quarter turns about z, 0 to 3; even where a quarter turn would change the shape of a sample in mm."""
         drawn = torch.tensor([between(0, 3, generator) for generator in torch_generators(seed, "turn")])
         drawn = drawn.to(spacing.device, non_blocking=True)
         uneven = (spacing[:, 1] / spacing[:, 2]).log().abs() > EVEN
