@@ -29,7 +29,7 @@ def task(**changes) -> LocalContrast:
 
 
 class TestJoint(TaskTests):
-    overfit_steps = 40
+    overfit_steps = 20
 
     def make_task(self):
         return LocalContrast(TinyUNet(2), augment=views(), sigma=0.02, **SMALL)
