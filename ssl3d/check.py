@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -14,8 +15,11 @@ from ssl3d.models.backbone import Backbone
 from ssl3d.tasks.task import Objective
 
 
-def check(name: str, overrides: Sequence[str] = ()) -> str:
-    """The completed recipe and what it costs. Raises ConfigError with ALL faults, a sentence each."""
+def check(name: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> str:
+    """The completed recipe (a name, a file or its content) and what it costs.
+
+    Raises ConfigError with ALL faults, a sentence each.
+    """
     recipe = config.load(name, overrides, unset=("data.store",))
     objective = config.build_task(recipe, _shapes(recipe))
     return OmegaConf.to_yaml(OmegaConf.create(recipe.to_dict())) + "\n" + summary(recipe, objective)
