@@ -241,7 +241,6 @@ def test_the_work_is_what_is_counted(name):
             backbone.encode(image)
         share = sparse.get_total_flops() / dense.get_total_flops()
         assert share == pytest.approx(work_share(backbone, scales, choice), rel=1e-6)
-    assert choices(backbone, scales)[0], "the finest scale is worth gathering"
 
 
 def test_with_blocks_of_the_stride_the_work_is_the_visible_share():
@@ -251,6 +250,8 @@ def test_with_blocks_of_the_stride_the_work_is_the_visible_share():
     scales = ActiveScales(hidden, (32, 32, 32), (128, 128, 160))
     assert work_share(backbone, scales, [True] * 6) == pytest.approx(0.25, abs=1e-9)
     assert work_share(backbone, scales) < 0.26
+    assert choices(backbone, scales) == [True] * 5 + [False], "tiles of one voxel do not pay, and are next to nothing"
+    assert choices(backbone, scales, [False] * 6) == [False] * 6
 
 
 def test_least_active_is_a_bound():
