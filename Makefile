@@ -32,10 +32,11 @@ lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
-bench: $(STAMP) ## loader, conversion and step benchmarks; JSON and tables in benchmarks/results
+bench: $(STAMP) ## loader, conversion, step and task benchmarks; JSON and tables in benchmarks/results
 	@$(BIN)/python benchmarks/bench_loader.py
 	@$(BIN)/python benchmarks/bench_convert.py
 	@$(BIN)/python benchmarks/bench_step.py
+	@$(BIN)/python benchmarks/bench_tasks.py
 
 constraints: ## pin every dependency again, for all pythons and platforms; UPGRADE=--upgrade takes newer ones
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)  # no install: the old pins may not fit setup.cfg any more

@@ -6,8 +6,8 @@ The whole encoder, on the same image, with the same weights, arms interleaved in
   dense    `backbone.encode`, as MAE runs it
   sparse   `ssl3d.models.sparse.encode_visible`, for mask blocks of 32 and 16 voxels and 75 % and 60 % hidden, each
            stage gathered (g) or put together (-) as its default says
-Figures are wall seconds and ratios within a round. `--check` fails (exit 1) when blocks of the encoder's total stride,
-75 % of them hidden, take more than 0.6 of the dense encoder.
+Figures are seconds (CPU seconds of all threads, wall seconds on a GPU) and ratios within a round. `--check` fails
+(exit 1) when blocks of the encoder's total stride, 75 % of them hidden, take more than 0.6 of the dense encoder.
 
 `--stages` instead times every stage alone: dense; sparse with the image put together for every convolution; sparse on
 gathered tiles. The break-even is the visible share at which gathered tiles take as long as the image put together, if
@@ -40,14 +40,15 @@ RATIOS = (0.75, 0.6)
 
 
 def wait(device: torch.device) -> float:
-    """The time, once the device has done all it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    """Seconds, once the device has done all it was given; on a CPU those this process computed, whatever else runs."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def seconds(forward: Callable[[], Sequence[Tensor]], module: nn.Module, o: argparse.Namespace) -> float:
-    """Wall seconds of a forward and backward pass."""
+    """Seconds of a forward and backward pass."""
     module.zero_grad(set_to_none=True)
     began = wait(o.device)
     with torch.autocast(o.device.type, torch.bfloat16, enabled=o.bf16):
@@ -134,10 +135,10 @@ def stages(o: argparse.Namespace, backbone: ResEncUNet) -> None:
 
 
 def measured(forward: Callable[[], Sequence[Tensor]], module: nn.Module, o: argparse.Namespace) -> float:
-    """The median over rounds; what takes less than two seconds is warmed up and repeated at least five times."""
+    """The least over rounds; what takes less than four seconds is warmed up and repeated at least four times."""
     first = seconds(forward, module, o)
-    repeats = max(o.rounds, 5) if first < 2 else o.rounds - 1
-    return statistics.median([seconds(forward, module, o) for _ in range(repeats)] or [first])
+    repeats = max(o.rounds, 4) if first < 4 else o.rounds - 1
+    return min([seconds(forward, module, o) for _ in range(repeats)] or [first])
 
 
 def break_even(points: Sequence[tuple[float, float]], together: float) -> float:

@@ -3,7 +3,7 @@
 # torch (seen with 2.11), pandas, pyarrow, scipy, scikit-learn, matplotlib, rich, timm and pytest; no package index.
 #
 #   benchmarks/gpu.sh --prepare    here, with an index: puts the wheels that machine lacks and a small store into .gpu/
-#   benchmarks/gpu.sh              there, in the checkout with .gpu/: tests, step and loader benchmarks, JSON in $OUT
+#   benchmarks/gpu.sh              there, in the checkout with .gpu/: tests, step, loader and task benchmarks, JSON in $OUT
 #   benchmarks/gpu.sh --dry-run    the same steps at tiny size on the CPU, in the present environment (CI)
 #
 # Environment: PYTHON (default: .venv/bin/python if it is there, else python3), OUT (default: benchmarks/results).
@@ -76,14 +76,15 @@ step() { # NAME SECONDS COMMAND...: run it, note how it ended
     [ "$code" -eq 0 ] || { echo "== $name failed (exit $code)"; FAILED=1; }
 }
 
-run() { # SECONDS for each of tests, step, loader
-    local tests=$1 bench=$2 loader=$3
+run() { # SECONDS for each of tests, step, loader, tasks
+    local tests=$1 bench=$2 loader=$3 tasks=$4
     FAILED=0
     mkdir -p "$OUT" || fail "cannot write $OUT"
     export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
     step tests "$tests" "$PYTHON" -m pytest tests/gpu -m gpu -rs -p no:cacheprovider --junitxml="$OUT/tests.xml"
     step step "$bench" "$PYTHON" benchmarks/bench_step.py "${STEP_OPTIONS[@]}" --out "$OUT"
     step loader "$loader" "$PYTHON" benchmarks/bench_loader.py "${LOADER_OPTIONS[@]}" --out "$OUT"
+    step tasks "$tasks" "$PYTHON" benchmarks/bench_tasks.py "${TASKS_OPTIONS[@]}" --out "$OUT"
     local IFS=,
     printf '{"dry_run": %s, "steps": {%s}}\n' "$DRY" "${STEPS[*]}" >"$OUT/gpu.json"
     cat "$OUT/gpu.json"
@@ -100,7 +101,8 @@ case "${1-}" in
     export SSL3D_TEST_DEVICE=cpu CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1
     STEP_OPTIONS=(--quick)
     LOADER_OPTIONS=(--quick --size 32 48 40)
-    run 300 300 300
+    TASKS_OPTIONS=(--quick)
+    run 300 300 300 300
     ;;
 "")
     OUT=${OUT:-benchmarks/results}
@@ -115,7 +117,8 @@ case "${1-}" in
         fail "torch sees no CUDA device here"
     STEP_OPTIONS=(--device cuda --store "$CARRY/store.zarr")
     LOADER_OPTIONS=(--store "$CARRY/store.zarr")
-    run 200 220 120
+    TASKS_OPTIONS=(--device cuda --rounds 1 --steps 3)  # recipes whose libraries are not there are left out and named
+    run 180 180 100 130
     ;;
 *)
     fail "unknown option $1: --prepare, --dry-run or none"

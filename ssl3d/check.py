@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -15,21 +15,22 @@ from torch.utils.flop_counter import FlopCounterMode
 from ssl3d import config
 from ssl3d.config import ConfigError, Recipe
 from ssl3d.gpus import GPUS, RESERVED_GIB, UTILISATION, Gpu
+from ssl3d.models.backbone import Backbone
 from ssl3d.schema import did_you_mean
 from ssl3d.tasks.task import Objective
 
 GIB = 2**30
 
 
-def check(name: str, overrides: Sequence[str] = (), gpu: str | None = None) -> str:
-    """The completed recipe and what it costs, on a `gpu` of ssl3d.gpus where one is named.
+def check(name: str | Mapping[str, Any], overrides: Sequence[str] = (), gpu: str | None = None) -> str:
+    """The completed recipe (a name, a file or its content) and what it costs, on a `gpu` of ssl3d.gpus if one is named.
 
     Raises ConfigError with ALL faults, a sentence each.
     """
     if gpu is not None and gpu not in GPUS:
         raise ConfigError([f"--gpu is '{gpu}'{did_you_mean(gpu, list(GPUS))} (known are {', '.join(GPUS)})"])
     recipe = config.load(name, overrides, unset=("data.store",))
-    objective = config.build_task(recipe, config.build_model(recipe))
+    objective = config.build_task(recipe, _shapes(recipe))
     return OmegaConf.to_yaml(OmegaConf.create(recipe.to_dict())) + "\n" + summary(recipe, objective, gpu)
 
 
@@ -111,18 +112,18 @@ def activation_bytes(recipe: Recipe, objective: Objective) -> float:
     Tensors that the backbone's operations save, once each, times the inputs that a region sends through it. Heads and
     losses come on top.
     """
-    one, two = (_kept_bytes(recipe, objective, inputs) for inputs in (1, 2))
+    backbone = _shapes(recipe).to_empty(device="cpu")  # real to torch, but never written to
+    one, two = (_kept_bytes(recipe, objective, backbone, inputs) for inputs in (1, 2))
     return max(two - one, 1) * objective.passes  # the difference: weights, and their casts, are kept once
 
 
-def _kept_bytes(recipe: Recipe, objective: Objective, inputs: int) -> int:
-    backbone, kept = objective.backbone, dict[int, Tensor]()
+def _kept_bytes(recipe: Recipe, objective: Objective, backbone: Backbone, inputs: int) -> int:
+    kept = dict[int, Tensor]()
 
     def keep(tensor: Tensor) -> Tensor:
         kept[StorageWeakRef(tensor.untyped_storage()).cdata] = tensor
         return tensor
 
-    # The weights are real, their stand-ins have no memory.
     with FakeTensorMode(allow_non_fake_inputs=True):
         x = torch.empty((inputs, backbone.in_channels, *objective.input_size))
         hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
@@ -145,7 +146,7 @@ def step_flops(recipe: Recipe, objective: Objective) -> int:
 
     One input is counted, forward and back, and taken as often as the objective says that a sample passes.
     """
-    backbone = copy.deepcopy(objective.backbone).to("meta")
+    backbone = _shapes(recipe)
     x = torch.empty((1, backbone.in_channels, *objective.input_size), device="meta")
     with FlopCounterMode(display=False) as counter:
         features = backbone.encode(x)
@@ -154,3 +155,9 @@ def step_flops(recipe: Recipe, objective: Objective) -> int:
         outputs[0].sum().backward()
     total = objective.passes * counter.get_total_flops() + objective.teacher_passes * forward
     return round(total * recipe.data.batch_size)
+
+
+def _shapes(recipe: Recipe) -> Backbone:
+    """The backbone on the meta device: names and shapes in no memory and no time, whatever its size."""
+    with torch.device("meta"):
+        return config.build_model(recipe).to("meta")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from monai.networks.nets.swin_unetr import SwinUNETR as MonaiSwinUNETR
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ssl3d.models.backbone import (
     BackboneSpec,
@@ -24,6 +25,14 @@ Pooling = Literal["coarsest", "voco"]
 # (features, window): S is the network of the Swin UNETR and VoCo papers ("VoCo-B"), B and L double it once and twice.
 _SIZES = {"tiny": (12, 4), "S": (48, 7), "B": (96, 7), "L": (192, 7)}
 _POOLED_BY_VOCO = (0, 1, 2, 3, 5)  # stride 16 enters the decoder as it leaves the transformer, and no embedding
+
+
+class _NumbersOnCPU(TorchFunctionMode):
+    """MONAI reads its drop-path rates off a linspace, which holds no numbers while only shapes are built (on meta)."""
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        named = dict(named or {})
+        return function(*arguments, **named | ({"device": "cpu"} if function is torch.linspace else {}))
 
 
 class SwinUNETR(MaskableBackbone):
@@ -79,15 +88,16 @@ class SwinUNETR(MaskableBackbone):
         self.strides = tuple((s, s, s) for s in (1, 2, 4, 8, 16, 32))
         self.decoder_channels = self.channels[:-1]
 
-        network = MonaiSwinUNETR(
-            in_channels=in_channels,
-            out_channels=1,
-            feature_size=f,
-            window_size=window,
-            use_v2=use_v2,
-            dropout_path_rate=drop_path,
-            use_checkpoint=recompute,
-        )
+        with _NumbersOnCPU():
+            network = MonaiSwinUNETR(
+                in_channels=in_channels,
+                out_channels=1,
+                feature_size=f,
+                window_size=window,
+                use_v2=use_v2,
+                dropout_path_rate=drop_path,
+                use_checkpoint=recompute,
+            )
         self.swinViT = network.swinViT
         self.encoder1, self.encoder2, self.encoder3 = network.encoder1, network.encoder2, network.encoder3
         self.encoder4, self.encoder10 = network.encoder4, network.encoder10

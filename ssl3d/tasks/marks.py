@@ -12,6 +12,7 @@ from ssl3d.regions import Geometry, RegionBatch
 from ssl3d.tasks.grey import grey
 from ssl3d.tasks.matched_points import features_at
 
+LEAST = 128  # pixels on the longer edge, so that numbers do not hide a small patch
 # Rows of 3 x 5 dots.
 DIGITS = (
     "010110010010111", "110001010100111", "110001010001110", "101101111001001", "111100110001110",
@@ -25,17 +26,23 @@ def number(digit: int) -> Tensor:
     return F.pad(dots, (1, 1, 1, 1))
 
 
-def mark(picture: Tensor, places: Tensor, shown: Tensor) -> Tensor:
-    """(B,H,W) in [0,1] with the numbers 1 to K <= 9 at `places` (B,K,2) pixels (row, column), those that are `shown`.
+def enlarged(picture: Tensor) -> tuple[Tensor, int]:
+    """(B,H,W) -> the picture with every pixel repeated until an edge has LEAST, and how often it was."""
+    times = max(1, -(-LEAST // max(picture.shape[1:])))
+    return picture.repeat_interleave(times, 1).repeat_interleave(times, 2), times
 
-    `shown` (B,K) bool. Numbers stay inside the picture; one smaller than a number is returned as it is.
+
+def mark(picture: Tensor, places: Tensor, shown: Tensor) -> Tensor:
+    """(B,H,W) in [0,1], enlarged, with the numbers 1 to K <= 9 at `places` (B,K,2) pixels (row, column) of `picture`.
+
+    `shown` (B,K) bool: which of them. Numbers stay inside; a picture too flat for them is returned without.
     """
-    out = picture.clone()
-    height, width = picture.shape[1:]
+    out, times = enlarged(picture)
+    height, width = out.shape[1:]
     if height < 7 or width < 5:
         return out
     for b, k in shown.nonzero().tolist():
-        row, column = places[b, k].round().long().tolist()
+        row, column = ((places[b, k] + 0.5) * times - 0.5).round().long().tolist()
         top, left = min(max(row - 3, 0), height - 7), min(max(column - 2, 0), width - 5)
         out[b, top : top + 7, left : left + 5] = number(k + 1).to(out)
     return out
@@ -66,5 +73,5 @@ def pictures(views: Sequence[RegionBatch], geometries: Sequence[Geometry]) -> di
     return {
         "preview/first": mark(slices[0], here[..., 1:], inside),
         "preview/second": mark(slices[1], there[..., 1:], inside),
-        "preview/second_seen_from_first": grey(moved) * seen.unflatten(1, (height, width)),
+        "preview/second_seen_from_first": enlarged(grey(moved) * seen.unflatten(1, (height, width)))[0],
     }

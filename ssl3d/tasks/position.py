@@ -31,7 +31,7 @@ class PositionRegression(PretextTask):
 
     `target`: `voxel` (a coordinate for every voxel, from the decoder) or `crop` (that of the crop's centre, from the
     pooled encoder features). The coordinates come from the augmentation's geometry, so they follow every flip,
-    rotation and scaling. Huber's loss with its corner at `beta`; padded voxels enter no loss.
+    rotation, scaling and deformation. Huber's loss with its corner at `beta`; padded voxels enter no loss.
     `mask_share`: share of samples that are masked besides (whole blocks, as in MAE): on their hidden voxels the image
     is rebuilt as well, with weight `mask_weight`; 0 turns masking off. Masked samples regress positions too.
     Raises ValueError naming the key when a value is out of range or does not fit the backbone.

@@ -142,15 +142,16 @@ class SwinUNETRPretext(PretextTask):
         image = torch.cat([crop.image for crop in crops])
         valid = torch.cat([crop.valid_mask() for crop in crops])
         turned = crops[0].replace(label=None)._map(lambda t: torch.cat([t, t]))
+        quarters = self.draw_turns(seed, torch.cat([batch.spacing, batch.spacing]))
         turned = turned.replace(image=turn(image, quarters), valid=turn(valid, quarters), seed=seed)
-        angle = torch.tensor(quarters) // (4 // self.rotations)
-        return turned, angle.to(image.device, non_blocking=True)
+        return turned, quarters // (4 // self.rotations)
 
-    def draw_turns(self, seed: Tensor, spacing: Tensor) -> list[int]:
-        """Quarter turns about z, 0 to 3, of each sample: even ones where a quarter turn would change its shape (mm)."""
-        uneven = ((spacing[:, 1] / spacing[:, 2]).log().abs() > EVEN).tolist()
-        drawn = [between(0, 3, generator) for generator in torch_generators(seed, "turn")]
-        return [k // 2 * 2 if stretched or self.rotations == 2 else k for k, stretched in zip(drawn, uneven)]
+    def draw_turns(self, seed: Tensor, spacing: Tensor) -> Tensor:
+        """(B,) quarter turns about z, 0 to 3; even where a quarter turn would change the shape of a sample in mm."""
+        drawn = torch.tensor([between(0, 3, generator) for generator in torch_generators(seed, "turn")])
+        drawn = drawn.to(spacing.device, non_blocking=True)
+        uneven = (spacing[:, 1] / spacing[:, 2]).log().abs() > EVEN
+        return torch.where(uneven | (self.rotations == 2), drawn // 2 * 2, drawn)
 
     def fill(self, views: RegionBatch, hidden: Tensor) -> Tensor:
         """The views with cut-outs set to the mean; published: to noise over the range of intensities."""
@@ -173,9 +174,18 @@ class SwinUNETRPretext(PretextTask):
         return pooled, pooled
 
 
-def turn(x: Tensor, quarters: list[int]) -> Tensor:
-    """(B,C,D,H,W) -> each sample turned about z by so many quarters, voxel by voxel: nothing is interpolated."""
-    return torch.stack([sample.rot90(k, (2, 3)) for sample, k in zip(x, quarters)])
+def turn(x: Tensor, quarters: Tensor) -> Tensor:
+    """(B,C,D,H,W) -> each sample turned about z by its quarters (B,) as torch.rot90 does: voxels move, none is mixed.
+
+    All samples in one gather, so that nobody waits for a device to say by how much.
+    """
+    h, w = x.shape[3:]
+    down, across = (2 * torch.arange(n, device=x.device) - (n - 1) for n in (h, w))  # from the centre, in half voxels
+    down, k = down[:, None], quarters[:, None, None]
+    cos, sin = (1 - k) * (k != 3), (2 - k) * (k % 2)  # of 0, 90, 180 and 270 degrees
+    rows, columns = (cos * down + sin * across + h - 1) // 2, (cos * across - sin * down + w - 1) // 2
+    index = (rows * w + columns).flatten(1)[:, None, None]
+    return x.flatten(3).gather(3, index.expand(*x.shape[:3], -1)).view_as(x)
 
 
 def check_turns(size: Size3, rotations: int, augment: Compose | None) -> None:

@@ -41,7 +41,8 @@ class VoCo(PretextTask):
     crops (z,y,x): [1, 4, 4] is v1's, [1, 3, 3] v2's, [3, 3, 3] labels position on all axes. `version`: the losses; v2
     adds agreement with the next volume of the step. `teacher`: `full` (backbone and projector) or `projector` (v2's:
     one backbone for both); it follows with `momentum`. `dropout`: of the student's embedding features. `plateau`: see
-    losses.overlap. `augment`: applied to every crop on its own; overlaps follow its geometry.
+    losses.overlap. `augment`: applied to every crop on its own; the overlap is the share of a crop's
+    voxels that come from a base crop's cell, counted after flips, turns, scaling and deformation.
     Raises ValueError naming the key when a value is out of range or does not fit the backbone.
     """
 

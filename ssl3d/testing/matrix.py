@@ -99,6 +99,9 @@ def task_node(cls: type, backbone: Backbone) -> dict[str, Any]:
         "VoCo": {"crop_size": size, "grid": [1, 2, 1], "hidden_dim": 16},
         "VolumeFusion": {"patch_size": size, "smallest": 2, "largest": 6},
     }
+    if not backbone.decoder_channels:  # the forms of these tasks that need none
+        values["LocalContrast"] |= {"stage": "global"}
+        values["PositionRegression"] |= {"target": "crop", "mask_share": 0.0}
     plain = {key: list(v) if isinstance(v, tuple) else v for key, v in values[cls.__name__].items()}
     return {"_target_": f"{cls.__module__}.{cls.__name__}", **plain}
 
@@ -134,7 +137,9 @@ def page() -> str:
             cells.append("yes" if reason is None else f"no ({reasons.index(reason) + 1})")
         lines.append(f"| {task.__name__} | " + " | ".join(cells) + " |")
     notes = [f"{number}. {reason}" for number, reason in enumerate(reasons, start=1)]
-    head = "# Which task works with which backbone\n\nMade by `python -m ssl3d.testing.matrix`; a test compares."
+    head = "# Which task works with which backbone\n\nMade by `python -m ssl3d.testing.matrix`; a test compares. On a "
+    head += "network without a decoder (ResNet)\nLocalContrast contrasts whole crops alone (`stage: global`), and "
+    head += "PositionRegression tells where the crop lies (`target: crop`)."
     return "\n".join([head, "", *lines, "", "What `ssl3d check` says of the others:", "", *notes, ""])
 
 

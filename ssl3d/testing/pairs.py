@@ -5,6 +5,7 @@ python -m ssl3d.testing.pairs > docs/acceptance/matrix.md     (every pair; a qua
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
@@ -246,4 +247,6 @@ def _row(task: type, family: type, store: Path, folder: Path) -> str:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    sys.stdout.write(page())
+    with contextlib.redirect_stdout(sys.stderr):  # what the runs say of themselves
+        text = page()
+    sys.stdout.write(text)

@@ -22,12 +22,9 @@ from ssl3d.testing.toys import make_batch
 
 @pytest.mark.parametrize("name", config.names())
 def test_every_shipped_recipe_checks(name):
-    if name == "mae_resenc_l":
-        pytest.skip("100 M parameters: test_the_large_recipe, slow")
     assert "parameters" in check(name, ["data.store=x"])
 
 
-@pytest.mark.slow
 def test_the_large_recipe():
     text = check("mae_resenc_l")
     assert "parameters   102.3" in text and "90.30 M in the encoder" in text

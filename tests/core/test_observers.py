@@ -17,6 +17,7 @@ from ssl3d.data.write import build_index, write_volume
 from ssl3d.log import read_metrics
 from ssl3d.observers.collapse import RANK, Collapse, measures
 from ssl3d.observers.probe import SCORE, score
+from ssl3d.testing.small_store import write_small
 from ssl3d.train import train
 
 
@@ -76,9 +77,9 @@ def test_the_probes_score_is_the_mean_recall():
 
 
 @pytest.fixture
-def labelled(tmp_path, write_store):
+def labelled(tmp_path):
     """A store of six patients whose bright block is labelled."""
-    root = write_store(tmp_path / "labelled.zarr", seed=3)
+    root = write_small(tmp_path / "labelled.zarr", seed=3)
     store = open_store(root)
     for row in range(len(store)):
         name, attributes = store.volume_id(row), store.attributes(row)

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from ssl3d import checkpoint
 from ssl3d.config import ConfigError, load
 from ssl3d.log import read_metrics
+from ssl3d.losses import gather
 from ssl3d.tasks.mae import MAE
 from ssl3d.train import TrainingStopped, train
 
@@ -107,6 +108,22 @@ def test_previews_and_holdout_change_nothing(tiny, tmp_path):
     )
     a, b = (checkpoint.open_run(r)["model"] for r in (plain, watched))
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_what_one_rank_observes_waits_for_no_other(tiny, monkeypatch):
+    """Only one rank draws pictures and holds out: a loss that gathers would wait for the others for ever."""
+    monkeypatch.setattr(gather.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(gather.distributed, "get_world_size", lambda *_: 2)
+    seen = []
+    original = MAE.forward
+
+    def forward(self, batch, preview=False):
+        seen.append((self.training, gather.world_size()))
+        return original(self, batch, preview)
+
+    monkeypatch.setattr(MAE, "forward", forward)
+    train(tiny("run.steps=2", "data.holdout=0.2", "run.preview_every=1", "run.holdout_every=1"))
+    assert set(seen) == {(True, 2), (False, 1)}
 
 
 def test_excluded_subjects_are_never_seen(tiny, tmp_path):

@@ -11,9 +11,10 @@ import torch
 
 from preprocessing.geometry import canonical_grid, resampled_grid, spacing_of
 from ssl3d import checkpoint
-from ssl3d.data.format import ChannelStats, LabelInfo, VolumeAttributes
+from ssl3d.data.format import LabelInfo, VolumeAttributes
 from ssl3d.data.write import build_index, create_store, write_volume
 from ssl3d.models.resenc import ResEncUNet
+from ssl3d.testing.small_store import channel_stats
 
 CLASSES = {0: "background", 3: "ball", 7: "rod"}  # values with gaps, as in atlases
 NETWORK = {
@@ -24,15 +25,6 @@ NETWORK = {
     "n_blocks_per_stage": [1, 1, 1],
     "n_conv_per_stage_decoder": [1, 1],
 }
-
-
-def channel_stats(values: np.ndarray) -> ChannelStats:
-    low, middle, high = (float(v) for v in np.percentile(values, [0.5, 50, 99.5]))
-    clipped = np.clip(values, low, high)
-    return ChannelStats(
-        values.size, float(values.mean()), float(values.std()), float(values.min()), float(values.max()),
-        low, middle, high, low, high, float(clipped.mean()), float(clipped.std()),
-    )  # fmt: skip
 
 
 def shapes(affine: np.ndarray, shape: Sequence[int], centre: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ import torch
 
 from ssl3d.augment import Brightness, Compose, Contrast, Gamma, GaussianBlur, GaussianNoise, LowResolution
 from ssl3d.augment import SpatialTransform as Spatial
+from ssl3d.tasks.local_contrast import LocalContrast
 from ssl3d.tasks.mae import MAE
 from ssl3d.testing.toys import TinyUNet, make_batch
 
@@ -16,8 +17,9 @@ SIZE = (16, 32, 24)
 
 def everything(noise: bool) -> Compose:
     always = {"p": 1.0, "p_channel": 1.0}
+    spatial = Spatial(p_rotation=1, p_scale=1, elastic=4, p_elastic=1, elastic_spacing=16)
     transforms = [
-        Spatial(p_rotation=1, p_scale=1), GaussianBlur(**always), Brightness(**always), Contrast(**always),
+        spatial, GaussianBlur(**always), Brightness(**always), Contrast(**always),
         LowResolution(**always), Gamma(**always),
     ]  # fmt: skip
     return Compose([*transforms, GaussianNoise(**always)] if noise else transforms)
@@ -41,7 +43,7 @@ def test_gpu_and_cpu_agree(device):
 
 
 def test_tf32_and_autocast_leave_the_geometry_alone(device):
-    augment = Compose([Spatial(p_rotation=1, p_scale=1)])
+    augment = Compose([Spatial(p_rotation=1, p_scale=1, elastic=4, p_elastic=1, elastic_spacing=16)])
     batch = make_batch(augment.reach(SIZE), batch=2).to(device)
     plain, geometry = augment(batch, SIZE)
     precision = torch.get_float32_matmul_precision()
@@ -63,10 +65,15 @@ def test_a_sample_depends_on_its_seed_alone(device):
     assert torch.equal(alone.image[0], together.image[2])
 
 
-def test_a_step_never_waits_for_the_device(device):
+@pytest.mark.parametrize("method", ["MAE", "LocalContrast"])
+def test_a_step_never_waits_for_the_device(device, method):
     if device.type != "cuda":
         pytest.skip("only a GPU runs ahead of its host")
-    task = MAE(TinyUNet(), SIZE, mask_block=4, augment=everything(noise=True)).to(device)
+    augment = everything(noise=True)
+    if method == "MAE":
+        task = MAE(TinyUNet(), SIZE, mask_block=4, augment=augment).to(device)
+    else:
+        task = LocalContrast(TinyUNet(), SIZE, augment, scale=0, local_pairs="LD", hidden_dim=16).to(device)
     batch = make_batch(task.region.size, padded=3).to(device)
     task(batch)["loss"].backward()  # the first pass may set up workspaces
     torch.cuda.set_sync_debug_mode("error")

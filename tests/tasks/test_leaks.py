@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 
 import pytest
 import torch
@@ -53,10 +54,12 @@ def make(task: type, family: type) -> PretextTask:
 
 
 def check(task: PretextTask) -> None:
-    batch = make_batch(task.input_size, channels=task.backbone.in_channels, padded=3)
+    count = 2
     if isinstance(task, SwinUNETRPretext):  # what is given are the views: its own would hide voxels of each other
         task.views = lambda batch: (batch, torch.tensor([0, 1]))  # type: ignore[method-assign]
-    check_masked_task(task, batch)
+    elif math.prod(task.input_size) > 50_000:  # a large stride: one sample, for the sake of time
+        count = 1
+    check_masked_task(task, make_batch(task.input_size, count, task.backbone.in_channels, padded=3))
 
 
 def named(pair) -> str:

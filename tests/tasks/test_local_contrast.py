@@ -29,7 +29,7 @@ def task(**changes) -> LocalContrast:
 
 
 class TestJoint(TaskTests):
-    overfit_steps = 40
+    overfit_steps = 20
 
     def make_task(self):
         return LocalContrast(TinyUNet(2), augment=views(), sigma=0.02, **SMALL)
@@ -190,10 +190,15 @@ def test_positives_of_other_scans_are_alike_in_place_and_never_of_the_same_scan(
 
 
 def test_numbers_mark_places_and_stay_inside():
-    picture = torch.full((1, 12, 20), 0.5)
-    marked = mark(picture, torch.tensor([[[5.0, 10.0], [0.0, 19.0], [6.0, 3.0]]]), torch.tensor([[True, True, False]]))
-    assert torch.equal(marked[0, 2:9, 8:13], number(1)) and torch.equal(marked[0, :7, 15:], number(2))
-    assert (marked[0, :, :8] == 0.5).all() and (picture == 0.5).all()
+    picture = torch.full((1, 120, 200), 0.5)
+    places = torch.tensor([[[50.0, 100.0], [0.0, 199.0], [60.0, 30.0]]])
+    marked = mark(picture, places, torch.tensor([[True, True, False]]))
+    assert torch.equal(marked[0, 47:54, 98:103], number(1)) and torch.equal(marked[0, :7, 195:], number(2))
+    assert (marked[0, :, :95] == 0.5).all() and (picture == 0.5).all()
+    small = mark(picture[:, :12, :20], places / 10, torch.tensor([[True, False, False]]))
+    assert small.shape == (1, 84, 140), "seven times as large, so that a number hides little"
+    row, column = round(5.5 * 7 - 0.5), round(10.5 * 7 - 0.5)
+    assert torch.equal(small[0, row - 3 : row + 4, column - 2 : column + 3], number(1))
 
 
 @pytest.mark.parametrize(

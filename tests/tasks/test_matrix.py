@@ -12,6 +12,9 @@ from ssl3d.check import check
 from ssl3d.checkpoint import exported_prefix
 from ssl3d.config import ConfigError
 from ssl3d.models.backbone import build_backbone
+from ssl3d.models.resnet import ResNet
+from ssl3d.tasks.local_contrast import LocalContrast
+from ssl3d.tasks.position import PositionRegression
 from ssl3d.testing.matrix import backbone_classes, page, refusal, small_backbone, small_size, small_task, task_classes
 from ssl3d.testing.pairs import pair as prepared
 from ssl3d.testing.pairs import recipe, step
@@ -63,3 +66,13 @@ def test_the_page_says_what_the_code_does():
 def test_what_makes_no_sense_is_refused():
     refused = {named(pair) for pair in PAIRS if refusal(*pair) is not None}
     assert "SimMIM-ResEncUNet" in refused and "MAE-ResNet" in refused and "SimCLR-ResNet" not in refused
+
+
+@pytest.mark.parametrize("node", [{"target": "voxel", "mask_share": 0.0}, {"target": "crop", "mask_share": 0.5}])
+def test_what_needs_a_decoder_names_the_form_that_needs_none(node):
+    made = recipe(PositionRegression, ResNet, "store", "run")
+    with pytest.raises(ConfigError, match="ResNet has no decoder: use target: crop, mask_share: 0"):
+        check(made | {"task": made["task"] | node})
+    made = recipe(LocalContrast, ResNet, "store", "run")
+    with pytest.raises(ConfigError, match=r"ResNet has no decoder .* use stage: global"):
+        check(made | {"task": made["task"] | {"stage": "joint"}})

@@ -77,7 +77,10 @@ def test_views_are_exact_turns_about_z():
         ys, xs = (cos * y + sin * x + centre).astype(int), (-sin * y + cos * x + centre).astype(int)
         assert np.array_equal(turned.image[number].numpy(), source[:, :, ys, xs])
         assert np.array_equal(turned.valid[number].numpy(), batch.valid[number % 12].numpy()[:, :, ys, xs])
-    assert torch.equal(turn(turn(batch.image, [1] * 12), [3] * 12), batch.image)
+    for k in range(4):
+        assert torch.equal(turn(batch.image, torch.full((12,), k)), batch.image.rot90(k, (3, 4)))
+    uneven = torch.arange(2 * 24.0).view(2, 1, 2, 3, 4)
+    assert torch.equal(turn(uneven, torch.tensor([0, 2])), torch.stack([uneven[0], uneven[1].rot90(2, (2, 3))]))
 
 
 def test_stretched_voxels_are_turned_by_half_turns_alone():
