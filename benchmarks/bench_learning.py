@@ -72,7 +72,7 @@ def main() -> int:
             print(f"{task} on {name}: {time.perf_counter() - began:.0f} s", flush=True)
         trained = [o.out / name / task for task in ENTRIES if (o.out / name / task / "checkpoints").is_dir()]
         probe(trained, data.for_validation() if o.validate else data, o.out / name / results)
-        print(table(collect(o.out, name, results), [name]))
+        print(table(collect(o.out, name, results), {name: DATA[name]}))
     return 0
 
 

@@ -15,7 +15,7 @@ from ssl3d.data.phantom import write_phantom
 from ssl3d.data.store import open_store
 
 PHANTOM_SEED = 2  # not 0 (the anatomy was designed on it), not 1 (the quickstart's)
-PHANTOM_PATIENTS = {False: (60, 10, 20), True: (24, 0, 10)}  # {quick: (all, validation, test)}
+PHANTOM_PATIENTS = {False: (60, 10, 20), True: (20, 0, 8)}  # {quick: (all, validation, test)}
 CT_SPACING_MM = 3.0  # of the labelled CT
 DATA = {"phantom": "phantom", "hippocampus": "hippocampus", "ct": "one CT"}  # {name: title}
 SLAB, MARGIN = 3, 10  # labelled slices of a piece of the labelled CT, and unlabelled ones on either side of it

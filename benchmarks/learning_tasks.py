@@ -17,8 +17,10 @@ COMMON = (
 VIT = ("model.size=tiny", "model.patch_size=[4, 4, 4]")  # tokens as fine as the structures of these small scans
 
 
-# The phantom's organs differ by texture and context alone: smaller patches taught no better than random features.
+# The phantom's organs differ by texture and context alone: with smaller patches, or fewer steps of a ViT, the features
+# of these tasks were no better than random ones on its validation patients.
 WIDE = {"phantom": ("task.patch_size=[32, 32, 32]",)}
+LONG = {"phantom": ("run.steps=2_000", "optim.lr=1e-3")}
 
 
 @dataclass(frozen=True)
@@ -36,17 +38,25 @@ def patch(*more: str) -> tuple[str, ...]:
     return ("task.patch_size=[16, 32, 24]", "data.batch_size=2", *more)
 
 
-VIEWS = ("task.patch_size=[24, 24, 24]", "data.batch_size=6")
-CROPS = ("task.crop_size=[16, 24, 16]", "task.grid=[2, 2, 2]", "data.batch_size=2")
+SQUARE = ("task.patch_size=[16, 24, 24]",)  # quarter turns about z
+VIEWS = ("task.patch_size=[16, 24, 24]", "data.batch_size=4", "optim.lr=1e-3")
+# Crops of a few voxels in a small scan: three stages, no flips, and more random crops for each region that is read.
+CROPS = (
+    "task.crop_size=[16, 24, 16]", "task.grid=[2, 2, 2]", "task.crops=4", "task.augment=null", "data.batch_size=1",
+    "optim.lr=2e-3", "run.steps=200",
+    "model.arch_kwargs={n_stages: 3, features_per_stage: [16, 32, 64], n_blocks_per_stage: [1, 1, 1]}",
+)  # fmt: skip
 ENTRIES: dict[str, Entry] = {
     "mae": Entry("mae", "mae_resenc_s", patch("task.mask_block=4"), WIDE),
     "sparse_mae": Entry("sparse_mae", "sparse_mae_resenc_s", patch(), WIDE),
-    "simmim": Entry("simmim", "simmim_vit_s", patch(*VIT), WIDE),
-    "hi_end_mae": Entry("hi_end_mae", "hi_end_mae_vit_s", patch(*VIT), WIDE),
-    "position": Entry("position", "position_mae_resenc_s", patch("task.mask_share=0"), WIDE),
-    "position_mae": Entry("position", "position_mae_resenc_s", patch(), WIDE),
-    "volume_fusion": Entry("volume_fusion", "volume_fusion_resenc_s", patch(), WIDE),
+    "simmim": Entry("simmim", "simmim_vit_s", patch(*VIT), LONG),
+    "hi_end_mae": Entry("hi_end_mae", "hi_end_mae_vit_s", patch(*VIT)),
+    "position": Entry("position", "position_mae_resenc_s", patch("task.mask_share=0")),
+    "position_mae": Entry("position", "position_mae_resenc_s", patch()),
+    "volume_fusion": Entry("volume_fusion", "volume_fusion_resenc_s", patch()),
     "models_genesis": Entry("models_genesis", "models_genesis_resenc_s", patch(), WIDE),
+    "local_contrast": Entry("local_contrast", "local_contrast_resenc_s", patch("task.pairs=GR", "data.batch_size=4")),
+    "swin_unetr_pretext": Entry("swin_unetr_pretext", "swin_unetr_pretext_resenc_s", patch(*SQUARE)),
     "simclr": Entry("two_views", "simclr_resenc_s", VIEWS),
     "vicreg": Entry("two_views", "vicreg_resenc_s", VIEWS),
     "voco": Entry("voco", "voco_resenc_s", CROPS),

@@ -21,7 +21,7 @@ from ssl3d.regions import RegionBatch, RegionSpec
 from ssl3d.tasks.mae import pictures
 from ssl3d.tasks.mask_strategies import MaskStrategy
 from ssl3d.tasks.masking import BlockMask, as_size3
-from ssl3d.tasks.targets import check_whole_blocks, normalised_blocks
+from ssl3d.tasks.targets import block_moments, check_whole_blocks, normalised_blocks
 from ssl3d.tasks.task import PretextTask, check_takes
 from ssl3d.tasks.tokens import (
     check_whole_tokens,
@@ -99,7 +99,9 @@ class HiEndMAE(PretextTask):
             "valid_share": valid.float().mean(),
         }
         if preview:
-            result |= pictures(batch.image, hidden, prediction.detach(), target)
+            # with each token's own mean and deviation put back, or the picture would be a mosaic
+            mean, deviation = block_moments(batch.image, self.backbone.patch_size, valid)
+            result |= pictures(batch.image, hidden, prediction.detach() * deviation + mean, batch.image)
         return result
 
     def predict(self, image: Tensor, blocks: Tensor) -> Tensor:

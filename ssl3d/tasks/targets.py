@@ -23,6 +23,12 @@ def normalised_blocks(image: Tensor, block: Size3, valid: Tensor, eps: float = 1
     `valid` (B,1,D,H,W) bool. The size is a multiple of `block`. A constant block becomes 0. After He et al., CVPR 2022,
     section 4.1 ("reconstruction target"), per mask block.
     """
+    mean, deviation = block_moments(image, block, valid, eps)
+    return (image.to(mean.dtype) - mean) / deviation
+
+
+def block_moments(image: Tensor, block: Size3, valid: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """Mean and deviation, both (B,C,D,H,W), by which `normalised_blocks` normalises each voxel: those of its block."""
     weight = valid.to(image.dtype) if image.dtype == torch.float64 else valid.float()
     image = image.to(weight.dtype)
     share = F.avg_pool3d(weight, block).clamp(min=1e-12)
@@ -32,6 +38,6 @@ def normalised_blocks(image: Tensor, block: Size3, valid: Tensor, eps: float = 1
             x = x.repeat_interleave(b, dim=axis)
         return x
 
-    centred = image - spread(F.avg_pool3d(image * weight, block) / share)
-    variance = F.avg_pool3d(centred.square() * weight, block) / share
-    return centred / spread((variance + eps).sqrt())
+    mean = spread(F.avg_pool3d(image * weight, block) / share)
+    variance = F.avg_pool3d((image - mean).square() * weight, block) / share
+    return mean, spread((variance + eps).sqrt())

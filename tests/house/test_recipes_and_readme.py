@@ -36,7 +36,7 @@ def test_the_globs_found_some() -> None:
 def test_recipe_is_complete_and_its_task_can_be_built(path: Path) -> None:
     recipe = load(path, ["data.store=/data/my.zarr"])
     # the networks have their own tests; here it is the task's arguments
-    small = dict(recipe.model) | {"size": "S" if "resenc" in path.stem else "tiny"}
+    small = dict(recipe.model) | {"size": "S" if "resenc" in recipe.model["_target_"] else "tiny"}
     recipe = load(recipe.to_dict() | {"model": small})
     task = build_task(recipe, build_model(recipe))
     assert task.region.size >= task.input_size

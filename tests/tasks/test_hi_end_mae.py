@@ -10,6 +10,7 @@ from ssl3d.augment import Brightness, Compose, SpatialTransform
 from ssl3d.models.primus import Primus, PrimusV2
 from ssl3d.models.vit import ViT
 from ssl3d.tasks.hi_end_mae import HiEndMAE, InnerLayerDecoder, read_layers
+from ssl3d.tasks.targets import normalised_blocks
 from ssl3d.tasks.tokens import kept, put_back, take
 from ssl3d.testing.task import TaskTests
 from ssl3d.testing.toys import TinyUNet, make_batch
@@ -118,9 +119,14 @@ def test_published_layers_are_read_as_they_are():
     assert isinstance(make().rebuild.answers[0][0], torch.nn.LayerNorm)
 
 
-def test_preview_shows_input_masked_and_rebuilt():
-    result = make()(make_batch(SIZE), preview=True)
-    assert {f"preview/{name}" for name in ("input", "masked", "rebuilt")} <= set(result)
+def test_a_perfect_prediction_gives_the_picture_of_the_input():
+    """What is shown has each token's mean and deviation put back."""
+    task, batch = make(), make_batch(SIZE)
+    target = normalised_blocks(batch.image, (2, 4, 4), batch.valid_mask())
+    task.predict = lambda image, blocks: target  # type: ignore[method-assign]
+    result = task(batch, preview=True)
+    assert result["loss"] == 0 and not torch.equal(result["preview/masked"], result["preview/input"])
+    torch.testing.assert_close(result["preview/rebuilt"], result["preview/input"])
 
 
 @pytest.mark.parametrize(
