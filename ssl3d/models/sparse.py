@@ -25,7 +25,7 @@ POINTWISE = (nn.Identity, nn.LeakyReLU, nn.ReLU, nn.GELU, nn.SiLU, nn.ELU)
 
 # The share of active voxels below which convolving gathered tiles beats convolving the whole image, by the voxels of a
 # tile: (at least so many, share). Measured by benchmarks/bench_sparse.py on a CPU, see benchmarks/README.md.
-BREAK_EVEN = ((1, 0.14), (8, 0.3), (64, 0.6), (4096, 0.95))
+BREAK_EVEN = ((1, 0.18), (8, 0.39), (64, 0.75), (512, 0.93))
 
 
 def pays(active: ActiveVoxels) -> bool:

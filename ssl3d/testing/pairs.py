@@ -95,7 +95,8 @@ def pair(task: type, family: type) -> tuple[PretextTask, RegionBatch]:
     """A small task in training mode on a small backbone, always with the same weights, and a batch for it."""
     torch.manual_seed(0)
     made = small_task(task, small_backbone(family)).train()
-    return made, make_batch(made.region.size, batch=max(2, made.region.group), padded=1)
+    pairs_samples = made.spans_batch or made.region.group > 1
+    return made, make_batch(made.region.size, batch=max(2 if pairs_samples else 1, made.region.group), padded=1)
 
 
 def step(task: PretextTask, batch: RegionBatch, optimizer: torch.optim.Optimizer, number: int = 0) -> float:
