@@ -25,7 +25,7 @@ from downstream.inference import pad_to, predict, read_image, read_whole, window
 from downstream.scoring import finish, keep_picture, score_case
 from ssl3d.data.format import LABELS, VALID
 from ssl3d.models.backbone import Backbone
-from ssl3d.models.heads import StageHead, features_at
+from ssl3d.models.heads import StageHead, upsampled_at
 from ssl3d.regions import Size3
 from ssl3d.seeding import numpy_generator
 
@@ -161,7 +161,7 @@ def voxel_features(
         inside = (start == corner).all(axis=1)
         z, y, x = (slice(int(c), int(c) + w) for c, w in zip(corner, window))
         stages = backbone.encode(padded[:, :, z, y, x].to(device))
-        parts = [features_at(stage, within[inside], window).cpu().numpy() for stage in stages]
+        parts = [upsampled_at(stage, within[inside], window).cpu().numpy() for stage in stages]
         out[inside] = np.concatenate(parts, axis=1)
     return out
 

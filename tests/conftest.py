@@ -16,6 +16,14 @@ torch.set_num_threads(1)  # tests run in as many processes as there are cores; t
 DATA = Path(os.environ.get("SSL3D_DATA", Path(__file__).resolve().parent.parent.parent / "shared" / "data"))
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The conformance suites' trainings on one batch are slow tests: a hundred steps a task, for many variants."""
+    for item in items:
+        if item.name.partition("[")[0] == "test_one_batch_can_be_overfitted":
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def _same_start():
     """Every test starts from the same global seed, whatever ran before it."""

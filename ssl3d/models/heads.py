@@ -20,7 +20,7 @@ def upsample(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, size=tuple(size), mode="trilinear", align_corners=False)
 
 
-def features_at(features: Tensor, voxels: NDArray[np.int64], size: Sequence[int]) -> Tensor:
+def upsampled_at(features: Tensor, voxels: NDArray[np.int64], size: Sequence[int]) -> Tensor:
     """(1,C,d,h,w) upsampled to `size`, as `upsample` does, at `voxels` (N,3) alone: (N,C) float32."""
     relative = (torch.from_numpy(voxels) + 0.5) / torch.tensor(tuple(size)) * 2 - 1  # grid_sample's coordinates, z y x
     grid = relative.flip(-1).float()[None, :, None, None].to(features.device)

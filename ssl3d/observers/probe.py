@@ -20,7 +20,7 @@ from ssl3d.config import ConfigError, Recipe
 from ssl3d.data.loader import RegionLoader
 from ssl3d.data.sampling import SamplingPlan
 from ssl3d.data.store import open_store
-from ssl3d.models.heads import features_at
+from ssl3d.models.heads import upsampled_at
 from ssl3d.regions import RegionBatch, RegionSpec
 from ssl3d.seeding import mix, numpy_generator
 from ssl3d.tasks.task import Objective
@@ -76,7 +76,7 @@ class Probe:
             stages = backbone.encode(batch.image)
             for i in range(len(batch)):
                 voxels, label = self._draw(batch, i)
-                at = [features_at(stage[i : i + 1], voxels, batch.size).cpu().numpy() for stage in stages]
+                at = [upsampled_at(stage[i : i + 1], voxels, batch.size).cpu().numpy() for stage in stages]
                 features.append(np.concatenate(at, axis=1))
                 labels.append(label)
         return np.concatenate(features), np.concatenate(labels)

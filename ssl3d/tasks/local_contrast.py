@@ -75,9 +75,10 @@ class LocalContrast(PretextTask):
             "count": (count, 2),
             "nearest": (nearest, 0),
             "min_distance": (min_distance, 0),
+            "local_weight": (local_weight, 0),
+            "hidden_dim": (hidden_dim, 1),
+            "out_dim": (out_dim, 1),
         }
-        at_least |= {"min_distance": (min_distance, 0), "local_weight": (local_weight, 0)}
-        at_least |= {"hidden_dim": (hidden_dim, 1), "out_dim": (out_dim, 1)}
         check_values({"sigma": sigma, "temperature": temperature}, at_least, region)
         if freeze_encoder and stage != "local":
             raise ValueError(f"freeze_encoder=True: stage {stage} trains the encoder; only stage local can do without")

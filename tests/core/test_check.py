@@ -21,8 +21,16 @@ from ssl3d.testing.toys import make_batch
 
 
 @pytest.mark.parametrize("name", config.names())
-def test_every_shipped_recipe_checks(name):
+def test_every_shipped_recipe_checks(name, monkeypatch):
+    monkeypatch.setattr("ssl3d.check.activation_bytes", lambda recipe, objective: 1.0)  # the slow test counts them
     assert "parameters" in check(name, ["data.store=x"])
+
+
+@pytest.mark.slow
+def test_activations_of_every_shipped_recipe_can_be_counted():
+    for name in config.names():
+        said = check(name, ["data.store=x"], gpu="h200")
+        assert float(said.split(" GiB for the backbone's activations")[0].split()[-1]) > 0, name
 
 
 def test_the_large_recipe():
