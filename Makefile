@@ -23,7 +23,7 @@ test: $(STAMP) ## unit tests
 	@$(BIN)/python -m pytest -n auto --maxprocesses 8
 
 slow: $(STAMP) ## pipelines and real data (SSL3D_DATA, default ../shared/data; skipped where it is missing)
-	@$(BIN)/python -m pytest -m slow --durations=20
+	@$(BIN)/python -m pytest -m slow -n auto --maxprocesses 4 --dist loadscope --durations=20
 
 acceptance: $(STAMP) ## kill series, the real nnU-Net, the quickstart on a real data set: long
 	@$(BIN)/python -m pytest -m acceptance --timeout=3600 --durations=20

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 
 from ssl3d import config
 from ssl3d.config import ConfigError, Recipe
@@ -99,6 +98,8 @@ def score(
     x: NDArray[np.float32], y: NDArray[np.int64], test_x: NDArray[np.float32], test_y: NDArray[np.int64]
 ) -> float:
     """Mean recall over the classes of the test voxels, of a logistic regression on standardised features (N,F)."""
+    from sklearn.linear_model import LogisticRegression  # a second to import, for runs that are probed
+
     mean, std = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
     std = np.where(std > 1e-8, std, np.inf)
     classes = np.unique(y)
