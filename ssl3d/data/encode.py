@@ -25,7 +25,7 @@ from ssl3d.data.blosc import ChunkEncoder
 
 METADATA = "zarr.json"
 _MISSING = 2**64 - 1
-_PART_BYTES = 1 << 20
+_PART_BYTES = 1 << 21
 
 
 class Shard:
@@ -42,7 +42,7 @@ class Shard:
         return self._hash.hexdigest()
 
     def __iter__(self) -> Iterator[bytes]:
-        """Parts of about a megabyte: while one is written, the next is compressed and the last one digested."""
+        """Parts of about two megabytes: while one is written, the next is compressed and the last one digested."""
         with ThreadPoolExecutor(2, thread_name_prefix="ssl3d-encode") as pool:
             coming, digesting = pool.submit(next, self._parts, None), None
             while (part := coming.result()) is not None:
@@ -103,7 +103,7 @@ def _metadata(shape: tuple[int, ...], shards: tuple[int, ...], dtype: str) -> di
 
 
 def _encode_shard(part: np.ndarray, shape: tuple[int, ...]) -> Iterator[bytes]:
-    """The bytes of one shard of `shape` (C,Z,Y,X) whose voxels are `part`, at most as large, in parts of a megabyte."""
+    """The bytes of one shard of `shape` (C,Z,Y,X) whose voxels are `part`, at most as large, in parts of 2 MB."""
     grid = (shape[0], *(n // fmt.CHUNK for n in shape[1:]))
     index = np.full((*grid, 2), _MISSING, dtype="<u8")
     encoder = ChunkEncoder((fmt.CHUNK,) * 3, part.dtype.newbyteorder("<"), **fmt.BLOSC)
