@@ -78,8 +78,7 @@ def train(recipe: Recipe) -> Path:
                 _resume(training, previous)
             del previous
             with training.interruption:
-                _loop(training)
-                training.writer.close()
+                _loop(training)  # its last save is on the disk when it returns
             failed = False
         except Interrupted:
             failed = False

@@ -153,11 +153,16 @@ class _Runner:
         arguments = [self.sweep.recipe, *self.sweep.overrides, *(f"{k}={v}" for k, v in chosen.items())]
         arguments.append(f"run.dir={folder}")
         asked = pruned = False
+        reported = 0
         with (folder / "output.log").open("ab") as log:
             process = start(arguments, log)
             try:
                 while process.poll() is None:
-                    if not asked and (self.stopped.is_set() or self._gives_up(trial, folder)):
+                    values = self._values(folder) if self.sweep.min_iter is not None else []
+                    for number, value in enumerate(values[reported:], start=reported + 1):
+                        trial.report(value, number)
+                    behind, reported = len(values) > reported and trial.should_prune(), len(values)
+                    if not asked and (self.stopped.is_set() or behind):
                         asked, pruned = True, not self.stopped.is_set()
                         process.terminate()
                     time.sleep(LOOK_SECONDS)
@@ -171,15 +176,6 @@ class _Runner:
         if process.returncode or not values:
             return None, TrialState.FAIL
         return values[-1], TrialState.COMPLETE
-
-    def _gives_up(self, trial: Trial, folder: Path) -> bool:
-        if self.sweep.min_iter is None:
-            return False
-        values = self._values(folder)
-        reported = len(trial.study.trials[trial.number].intermediate_values)
-        for i, value in enumerate(values[reported:], start=reported + 1):
-            trial.report(value, i)
-        return len(values) > reported and trial.should_prune()
 
     def _values(self, folder: Path) -> list[float]:
         lines = read_metrics(folder / METRICS_FILE)
