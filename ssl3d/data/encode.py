@@ -11,10 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
-from itertools import product
+from itertools import islice, product
 from typing import Any
 
 import google_crc32c
@@ -25,14 +26,16 @@ from ssl3d.data.blosc import ChunkEncoder
 
 METADATA = "zarr.json"
 _MISSING = 2**64 - 1
-_PART_BYTES = 1 << 21
+_RUN = 64  # chunks compressed in one go, 4 MB of voxels
+_THREADS = 2  # that compress: the rest of a write takes as much time as one of them
 
 
 class Shard:
     """The bytes of one shard object, made while they are iterated over, and what they came to: `digest`, `nbytes`."""
 
-    def __init__(self, parts: Iterator[bytes]) -> None:
-        self._parts = parts
+    def __init__(self, part: np.ndarray, shape: tuple[int, ...]) -> None:
+        """`part` are the voxels (C,Z,Y,X) of a shard of `shape`, at most as large."""
+        self._part, self._shape = part, shape
         self._hash = hashlib.blake2b(digest_size=16)
         self.nbytes = 0
 
@@ -42,11 +45,10 @@ class Shard:
         return self._hash.hexdigest()
 
     def __iter__(self) -> Iterator[bytes]:
-        """Parts of about two megabytes: while one is written, the next is compressed and the last one digested."""
-        with ThreadPoolExecutor(2, thread_name_prefix="ssl3d-encode") as pool:
-            coming, digesting = pool.submit(next, self._parts, None), None
-            while (part := coming.result()) is not None:
-                coming = pool.submit(next, self._parts, None)
+        """Parts of about a megabyte: while one is written, the next are compressed and the last one digested."""
+        with ThreadPoolExecutor(1, thread_name_prefix="ssl3d-digest") as pool:
+            digesting: Future[None] | None = None
+            for part in _encode_shard(self._part, self._shape):
                 if digesting is not None:
                     digesting.result()
                 digesting = pool.submit(self._hash.update, part)
@@ -64,7 +66,7 @@ def encode_shards(array: np.ndarray) -> Iterator[tuple[str, Shard]]:
         top = number * shape[1]
         part = array[:, top : top + shape[1]]
         if part.any():
-            yield f"c/0/{number}/0/0", Shard(_encode_shard(part, shape))
+            yield f"c/0/{number}/0/0", Shard(part, shape)
 
 
 def encode_metadata(array: np.ndarray, attributes: Mapping[str, Any]) -> bytes:
@@ -103,24 +105,35 @@ def _metadata(shape: tuple[int, ...], shards: tuple[int, ...], dtype: str) -> di
 
 
 def _encode_shard(part: np.ndarray, shape: tuple[int, ...]) -> Iterator[bytes]:
-    """The bytes of one shard of `shape` (C,Z,Y,X) whose voxels are `part`, at most as large, in parts of 2 MB."""
+    """The bytes of one shard of `shape` (C,Z,Y,X) whose voxels are `part`, in parts; two threads compress ahead."""
     grid = (shape[0], *(n // fmt.CHUNK for n in shape[1:]))
     index = np.full((*grid, 2), _MISSING, dtype="<u8")
-    encoder = ChunkEncoder((fmt.CHUNK,) * 3, part.dtype.newbyteorder("<"), **fmt.BLOSC)
-    pieces, held, offset = [], 0, 0
-    for place in _morton(grid):
-        if not _take_chunk(part, place, encoder.chunk):
-            continue
-        piece = encoder.encode()
-        index[place] = offset, len(piece)
-        offset += len(piece)
-        pieces.append(piece)
-        held += len(piece)
-        if held >= _PART_BYTES:
-            yield b"".join(pieces)
-            pieces, held = [], 0
+    places = _morton(grid)
+    runs = iter([places[k : k + _RUN] for k in range(0, len(places), _RUN)])
+    offset = 0
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="ssl3d-encode") as pool:
+        coming = deque(pool.submit(_encode_chunks, part, run) for run in islice(runs, _THREADS + 1))
+        while coming:
+            compressed, lengths = coming.popleft().result()
+            coming.extend(pool.submit(_encode_chunks, part, run) for run in islice(runs, 1))
+            for place, length in lengths:
+                index[place] = offset, length
+                offset += length
+            if compressed:
+                yield compressed
     table = index.tobytes()
-    yield b"".join([*pieces, table, google_crc32c.value(table).to_bytes(4, "little")])
+    yield table + google_crc32c.value(table).to_bytes(4, "little")
+
+
+def _encode_chunks(part: np.ndarray, places: list[tuple[int, ...]]) -> tuple[bytes, list[tuple[tuple[int, ...], int]]]:
+    """(the compressed chunks of `part` at these places, one after the other; place and length of those not empty)."""
+    encoder = ChunkEncoder((fmt.CHUNK,) * 3, part.dtype.newbyteorder("<"), **fmt.BLOSC)
+    pieces, lengths = [], []
+    for place in places:
+        if _take_chunk(part, place, encoder.chunk):
+            pieces.append(encoder.encode())
+            lengths.append((place, len(pieces[-1])))
+    return b"".join(pieces), lengths
 
 
 def _take_chunk(part: np.ndarray, place: tuple[int, ...], chunk: np.ndarray) -> bool:

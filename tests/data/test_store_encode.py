@@ -58,7 +58,7 @@ def test_zarr_reads_what_was_encoded(tmp_path, shape, dtype, layout):
 
 def test_a_volume_of_several_shards_of_several_parts(tmp_path, monkeypatch):
     monkeypatch.setattr(fmt, "SHARD_BYTES", 2 * 32 * 64 * 96 * 2)
-    monkeypatch.setattr(encode, "_PART_BYTES", 5000)
+    monkeypatch.setattr(encode, "_RUN", 5)
     array = pattern((1, 150, 60, 90), "int16")
     array[:, 64:128] = 0  # the second shard holds nothing
     found, digests = objects_of(array)
