@@ -18,10 +18,10 @@ from ssl3d.augment import Compose, centre_crop
 from ssl3d.losses.masked import masked_mse
 from ssl3d.models.backbone import Backbone, TokenBackbone
 from ssl3d.regions import RegionBatch, RegionSpec
-from ssl3d.tasks.mae import pictures
 from ssl3d.tasks.mask_strategies import MaskStrategy
+from ssl3d.tasks.masked_result import masked_result
 from ssl3d.tasks.masking import BlockMask, as_size3
-from ssl3d.tasks.targets import block_moments, check_whole_blocks, normalised_blocks
+from ssl3d.tasks.targets import check_whole_blocks, normalised_blocks, own_greys
 from ssl3d.tasks.task import PretextTask, check_takes
 from ssl3d.tasks.tokens import (
     check_whole_tokens,
@@ -93,16 +93,10 @@ class HiEndMAE(PretextTask):
         prediction = self.predict(batch.image, blocks)
         valid = batch.valid_mask()
         target = normalised_blocks(batch.image, self.backbone.patch_size, valid)
-        result = {
-            "loss": masked_mse(prediction, target, hidden & valid),
-            "masked_share": hidden.float().mean(),
-            "valid_share": valid.float().mean(),
-        }
+        loss = masked_mse(prediction, target, hidden & valid)
         if preview:
-            # with each token's own mean and deviation put back, or the picture would be a mosaic
-            mean, deviation = block_moments(batch.image, self.backbone.patch_size, valid)
-            result |= pictures(batch.image, hidden, prediction.detach() * deviation + mean, batch.image)
-        return result
+            prediction = own_greys(prediction, batch.image, self.backbone.patch_size, valid)
+        return masked_result(loss, batch, hidden, prediction if preview else None)
 
     def predict(self, image: Tensor, blocks: Tensor) -> Tensor:
         """(B,C,D,H,W) and hidden `blocks` (B,gD,gH,gW) -> (B,C,D,H,W), rebuilt from the visible voxels alone."""

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 from ssl3d.augment import Compose, centre_crop
 from ssl3d.losses.masked import masked_mse
 from ssl3d.models.backbone import Backbone, TokenBackbone
 from ssl3d.regions import RegionBatch, RegionSpec
-from ssl3d.tasks.grey import grey
 from ssl3d.tasks.mask_strategies import MaskStrategy
+from ssl3d.tasks.masked_result import masked_result
 from ssl3d.tasks.masking import BlockMask, as_size3
-from ssl3d.tasks.targets import check_whole_blocks, normalised_blocks
+from ssl3d.tasks.targets import check_whole_blocks, normalised_blocks, own_greys
 from ssl3d.tasks.task import PretextTask, check_takes
 from ssl3d.tasks.tokens import TokenDecoder, freeze_all_but
 
@@ -86,15 +85,13 @@ class MAE(PretextTask):
         """What `forward` returns for a prediction (B,C,D,H,W) of a batch with hidden `blocks`."""
         hidden = self.mask.voxels(blocks, batch.size)
         valid = batch.valid_mask()
-        target = normalised_blocks(batch.image, self.mask.block, valid) if self.normalise_target else batch.image
-        result = {
-            "loss": masked_mse(prediction, target, hidden & valid),
-            "masked_share": hidden.float().mean(),
-            "valid_share": valid.float().mean(),
-        }
-        if preview:
-            result |= pictures(batch.image, hidden, prediction.detach(), target)
-        return result
+        if not self.normalise_target:
+            loss = masked_mse(prediction, batch.image, hidden & valid)
+        else:
+            loss = masked_mse(prediction, normalised_blocks(batch.image, self.mask.block, valid), hidden & valid)
+            if preview:
+                prediction = own_greys(prediction, batch.image, self.mask.block, valid)
+        return masked_result(loss, batch, hidden, prediction if preview else None)
 
     def predict(self, image: Tensor, blocks: Tensor) -> Tensor:
         """(B,C,D,H,W) and hidden `blocks` (B,gD,gH,gW) -> (B,C,D,H,W), rebuilt from the visible voxels alone."""
@@ -104,18 +101,3 @@ class MAE(PretextTask):
         if isinstance(self.rebuild, TokenDecoder):
             return self.rebuild(self.backbone, visible, blocks)
         return self.rebuild(self.backbone.decode(self.backbone.encode(visible))[0])
-
-
-def pictures(image: Tensor, hidden: Tensor, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """Middle axial slices of the first channel, (B,H,W) in [0,1]: input, masked, and rebuilt with the visible pasted.
-
-    One grey scale a sample, from the darkest to the brightest voxel of its input; the rebuilt picture, of its `target`.
-    """
-    middle = image.shape[2] // 2
-    covered = hidden[:, 0, middle]
-    original, rebuilt, aim = (x[:, 0, middle].float() for x in (image, prediction, target))
-    return {
-        "preview/input": grey(original, image[:, 0]),
-        "preview/masked": grey(original, image[:, 0]).masked_fill(covered, 0.5),
-        "preview/rebuilt": grey(torch.where(covered, rebuilt, aim), target[:, 0]),
-    }

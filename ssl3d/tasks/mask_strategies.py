@@ -19,9 +19,7 @@ from ssl3d.regions import RegionBatch, Size3
 class MaskStrategy:
     """Ranks blocks. `order` must be a function of the sample and its generator alone, never of its neighbours."""
 
-    def order(
-        self, batch: RegionBatch, grid: Size3, block: Size3, generators: Sequence[torch.Generator]
-    ) -> Tensor:
+    def order(self, batch: RegionBatch, grid: Size3, block: Size3, generators: Sequence[torch.Generator]) -> Tensor:
         """Normalised batch, blocks (D,H,W) that tile it, voxels a block, a CPU generator a sample -> (B,N) int64.
 
         Row b is a permutation of the N = prod(grid) blocks (row-major): the order in which they are hidden.
@@ -43,9 +41,7 @@ def _pooled(image: Tensor, grid: Size3, block: Size3) -> Tensor:
 class RandomBlocks(MaskStrategy):
     """Uniformly random blocks (He et al., CVPR 2022)."""
 
-    def order(
-        self, batch: RegionBatch, grid: Size3, block: Size3, generators: Sequence[torch.Generator]
-    ) -> Tensor:
+    def order(self, batch: RegionBatch, grid: Size3, block: Size3, generators: Sequence[torch.Generator]) -> Tensor:
         count = grid[0] * grid[1] * grid[2]
         return torch.stack([torch.randperm(count, generator=g) for g in generators])
 
@@ -63,9 +59,7 @@ class Tube(MaskStrategy):
             raise ValueError(f"axis={axis}: write 0 (z), 1 (y) or 2 (x)")
         self.axis = axis
 
-    def order(
-        self, batch: RegionBatch, grid: Size3, block: Size3, generators: Sequence[torch.Generator]
-    ) -> Tensor:
+    def order(self, batch: RegionBatch, grid: Size3, block: Size3, generators: Sequence[torch.Generator]) -> Tensor:
         columns = [n for axis, n in enumerate(grid) if axis != self.axis]
         draws = _uniform(columns[0] * columns[1], generators).view(-1, *columns)
         return draws.unsqueeze(1 + self.axis).expand(-1, *grid).flatten(1).argsort(dim=1, stable=True)
@@ -84,9 +78,7 @@ class ForegroundBlocks(MaskStrategy):
             raise ValueError(f"strength={strength}: at least 1 (1 is uniform)")
         self.strength = float(strength)
 
-    def order(
-        self, batch: RegionBatch, grid: Size3, block: Size3, generators: Sequence[torch.Generator]
-    ) -> Tensor:
+    def order(self, batch: RegionBatch, grid: Size3, block: Size3, generators: Sequence[torch.Generator]) -> Tensor:
         valid = batch.valid_mask()
         image = batch.image[:, :1].float()
         mean = (image * valid).flatten(1).sum(1) / valid.flatten(1).sum(1).clamp(min=1)
@@ -109,9 +101,7 @@ class MultiScale(MaskStrategy):
             raise ValueError(f"factors={list(factors)}: write edge lengths of at least one block")
         self.factors = tuple(factors)
 
-    def order(
-        self, batch: RegionBatch, grid: Size3, block: Size3, generators: Sequence[torch.Generator]
-    ) -> Tensor:
+    def order(self, batch: RegionBatch, grid: Size3, block: Size3, generators: Sequence[torch.Generator]) -> Tensor:
         rows = []
         for generator in generators:
             factor = self.factors[int(torch.randint(len(self.factors), (), generator=generator))]
@@ -142,9 +132,7 @@ class Supervoxels(MaskStrategy):
             raise ValueError(f"compactness={compactness}: must be positive")
         self.count, self.compactness = count, float(compactness)
 
-    def order(
-        self, batch: RegionBatch, grid: Size3, block: Size3, generators: Sequence[torch.Generator]
-    ) -> Tensor:
+    def order(self, batch: RegionBatch, grid: Size3, block: Size3, generators: Sequence[torch.Generator]) -> Tensor:
         from skimage.segmentation import slic  # a quarter of a second that other strategies need not spend
 
         small = _pooled(batch.image, grid, block).cpu().numpy()

@@ -15,8 +15,8 @@ from ssl3d.augment import Compose, centre_crop
 from ssl3d.losses.dense import mean_of_samples, wide
 from ssl3d.models.backbone import Backbone, MaskableBackbone
 from ssl3d.regions import RegionBatch, RegionSpec, Size3
-from ssl3d.tasks.mae import pictures
 from ssl3d.tasks.mask_strategies import MaskStrategy
+from ssl3d.tasks.masked_result import masked_result
 from ssl3d.tasks.masking import BlockMask, as_size3
 from ssl3d.tasks.task import PretextTask, check_takes
 from ssl3d.tasks.tokens import check_whole_tokens, freeze_all_but, hidden_tokens, unpatchify
@@ -67,14 +67,8 @@ class SimMIM(PretextTask):
         prediction = self.predict(batch.image, blocks)
         valid = batch.valid_mask()
         predicted = wide(prediction)
-        result = {
-            "loss": mean_of_samples((predicted - batch.image.to(predicted.dtype)).abs(), hidden & valid),
-            "masked_share": hidden.float().mean(),
-            "valid_share": valid.float().mean(),
-        }
-        if preview:
-            result |= pictures(batch.image, hidden, prediction.detach(), batch.image)
-        return result
+        loss = mean_of_samples((predicted - batch.image.to(predicted.dtype)).abs(), hidden & valid)
+        return masked_result(loss, batch, hidden, prediction if preview else None)
 
     def predict(self, image: Tensor, blocks: Tensor) -> Tensor:
         """(B,C,D,H,W) and hidden `blocks` (B,gD,gH,gW) -> (B,C,D,H,W), rebuilt from the visible voxels alone."""

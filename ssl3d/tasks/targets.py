@@ -41,3 +41,9 @@ def block_moments(image: Tensor, block: Size3, valid: Tensor, eps: float = 1e-6)
     mean = spread(F.avg_pool3d(image * weight, block) / share)
     variance = F.avg_pool3d((image - mean).square() * weight, block) / share
     return mean, spread((variance + eps).sqrt())
+
+
+def own_greys(prediction: Tensor, image: Tensor, block: Size3, valid: Tensor) -> Tensor:
+    """A prediction of `normalised_blocks` with each block's own mean and deviation put back, or it were a mosaic."""
+    mean, deviation = block_moments(image, block, valid)
+    return prediction.detach() * deviation + mean
