@@ -16,11 +16,11 @@ def masked_result(loss: Tensor, batch: RegionBatch, hidden: Tensor, prediction: 
     """
     result = {"loss": loss, "masked_share": hidden.float().mean(), "valid_share": batch.valid_mask().float().mean()}
     if prediction is not None:
-        result |= _pictures(batch.image, hidden, prediction.detach())
+        result |= masked_pictures(batch.image, hidden, prediction.detach())
     return result
 
 
-def _pictures(image: Tensor, hidden: Tensor, prediction: Tensor) -> dict[str, Tensor]:
+def masked_pictures(image: Tensor, hidden: Tensor, prediction: Tensor) -> dict[str, Tensor]:
     """Middle axial slices of the first channel, (B,H,W) in [0,1]: input, masked, and rebuilt with the visible pasted.
 
     One grey scale a sample, from the darkest to the brightest voxel of its input.

@@ -23,7 +23,7 @@ from ssl3d.regions import RegionBatch, RegionSpec, Size3
 from ssl3d.seeding import device_generator, mix, torch_generators
 from ssl3d.tasks.cut_out import CutOut
 from ssl3d.tasks.draws import between
-from ssl3d.tasks.mae import pictures
+from ssl3d.tasks.masked_result import masked_pictures
 from ssl3d.tasks.masking import as_size3
 from ssl3d.tasks.models_genesis import from_unit
 from ssl3d.tasks.task import PretextTask, check_takes
@@ -129,7 +129,7 @@ class SwinUNETRPretext(PretextTask):
             "valid_share": valid.float().mean(),
         } | {name: part.detach() for name, part in parts.items()}
         if preview:
-            result |= pictures(views.image, hidden, prediction.detach(), views.image)
+            result |= masked_pictures(views.image, hidden, prediction.detach())
         return result
 
     @torch.no_grad()
