@@ -26,11 +26,21 @@ def test_every_shipped_recipe_checks(name, monkeypatch):
     assert "parameters" in check(name, ["data.store=x"])
 
 
-@pytest.mark.slow
-def test_activations_of_every_shipped_recipe_can_be_counted():
-    for name in config.names():
+def assert_activations_can_be_counted(names):
+    for name in names:
         said = check(name, ["data.store=x"], gpu="h200")
         assert float(said.split(" GiB for the backbone's activations")[0].split()[-1]) > 0, name
+
+
+@pytest.mark.slow
+def test_activations_of_each_family_can_be_counted():
+    families = ["mae_primus_v2_s", "mae_resenc_s", "mae_stunet_s", "mae_vit_s", "simmim_swin_s", "voco_resenc_s"]
+    assert_activations_can_be_counted(families)
+
+
+@pytest.mark.acceptance
+def test_activations_of_every_shipped_recipe_can_be_counted():
+    assert_activations_can_be_counted(config.names())
 
 
 def test_the_large_recipe():

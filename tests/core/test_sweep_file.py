@@ -154,8 +154,9 @@ sys.exit(Interrupted("", stopped[0]).exit_code if stopped else 0)
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n == "voco_bayes" else pytest.mark.acceptance) for n in SHIPPED]
+)
 def test_wandbs_agent_runs_a_shipped_sweep_unchanged(name, stores, tmp_path, monkeypatch):
     """Register, a run that ends, a run that is stopped by SIGTERM and is no failure, exit.
 
