@@ -93,7 +93,7 @@ def test_a_run_directory_holds_what_it_promises(tiny, tmp_path):
     assert saved == tiny("run.preview_every=4", "run.holdout_every=4", "data.holdout=0.2")
     assert json.loads((run / "environment.json").read_text())["packages"]["torch"]
     seen = pd.read_parquet(run / "seen.parquet")
-    assert list(seen.columns) == ["fingerprint", "perceptual_hash", "subject"]
+    assert list(seen.columns) == ["fingerprint", "perceptual_hash", "subject", "volume", "store"]
     assert len(seen) == 5, "the held-out subject is not among those trained on"
     assert sorted(p.name for p in (run / "previews").iterdir()) == ["step_00000004.png", "step_00000008.png"]
     lines = read_metrics(run / "metrics.jsonl")
