@@ -12,6 +12,8 @@ from ssl3d import schema
 class RunConfig:
     """Where and how long. `dir`: the run's folder (the same again resumes); `*_every`: steps, 0 is never.
 
+    `trackers`: who is told of the run beside metrics.jsonl and wandb, which has a section of its own.
+
     `precision` auto: bf16-mixed where the processor or GPU has instructions for bfloat16, else 32-true.
     `strategy`: what several devices hold: ddp, all of the weights each; fsdp, a part each (ssl3d.sharding).
     `recompute`: keep the inputs of the backbone's segments alone, and run them again going backward: less memory, the
@@ -33,6 +35,7 @@ class RunConfig:
     preview_every: int = 1000
     holdout_every: int = 1000
     collapse_every: int = 1000
+    trackers: list[Literal["tensorboard", "mlflow"]] = field(default_factory=list)
 
 
 @dataclass
@@ -93,12 +96,13 @@ class OptimConfig:
 
 @dataclass
 class WandbConfig:
-    """`auto` is online under a sweep agent, else disabled."""
+    """`auto` is online under a sweep agent, else disabled. `upload`: an export's files too, not their digests alone."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     project: str = "ssl3d"
     group: str | None = None
     tags: list[str] = field(default_factory=list)
+    upload: bool = False
 
 
 @dataclass

@@ -41,7 +41,7 @@ from ssl3d.terminal import say
 MAY_CHANGE = (
     "run.dir", "run.devices", "run.log_every", "run.checkpoint_every", "run.preview_every", "run.holdout_every",
     "run.collapse_every", "data.store", "data.workers", "data.include", "data.exclude", "data.on_error", "model.init",
-    "probe", "wandb", "guard",
+    "probe", "wandb", "guard", "run.trackers",
 )  # fmt: skip
 
 
@@ -205,6 +205,16 @@ class RunData:
             pin=fabric.device.type == "cuda",
             on_error=data.on_error,
         )
+
+    def lineage(self) -> dict[str, Any]:
+        """What names the data, for trackers: numbers and the name of each store, no subject and no path."""
+        stores = self.recipe.data.store if isinstance(self.recipe.data.store, list) else [self.recipe.data.store]
+        return {
+            "fingerprint": self.seen_digest,
+            "volumes": len(self.seen),
+            "subjects": int(self.seen["subject"].nunique()),
+            "stores": [Path(store).name for store in stores],
+        }
 
     def reader(self, plan: SamplingPlan) -> RegionLoader:
         """Reads single batches in this thread: previews, held-out subjects."""

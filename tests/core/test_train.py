@@ -252,8 +252,9 @@ def test_two_ranks_are_one_rank(tiny, tmp_path):
 @pytest.mark.slow
 def test_wandb_offline_is_written_and_continued(tiny, tmp_path, monkeypatch, stop_after):
     monkeypatch.setenv("WANDB_SILENT", "true")
-    recipe = tiny("wandb.mode=offline")
-    stop_after(5)
+    watched = ["run.collapse_every=2", "run.holdout_every=4", "run.preview_every=4", "data.holdout=0.2"]
+    recipe = tiny("wandb.mode=offline", *watched)
+    stop_after(3)
     with pytest.raises(Stop):
         train(recipe)
     run = train(recipe)
