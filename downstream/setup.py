@@ -13,6 +13,7 @@ from downstream.guard import check_leak
 from downstream.scoring import grid_warning
 from downstream.splits import Split, load_split, resolve
 from downstream.suite import Precision, Suite, largest_n
+from ssl3d.data.near import volume_table
 from ssl3d.data.store import Store, open_store
 from ssl3d.precision import choose_precision
 from ssl3d.schema import did_you_mean
@@ -34,7 +35,7 @@ def prepare(runs: Sequence[str | Path], suite: Suite, out: Path) -> tuple[Contex
     # "auto" is settled here: what was used is recorded, and names the cells
     suite = replace(suite, precision=cast(Precision, choose_precision(suite.precision)))
     context = Context(suite, out, rows, classes, ignore, store_digest(store))
-    test = store.index.iloc[context.rows_of(split.test)]
+    test = volume_table(store, context.rows_of(split.test))
     warnings = [w for run in sorted(map(str, runs)) for w in check_leak(Path(run), test, suite.allow_leak)]
     arms = make_arms(runs)
     _check_arms(suite, store, context, arms)

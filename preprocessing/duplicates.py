@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from preprocessing.looks import NEAR, Looks
 from ssl3d.data import format as fmt
+from ssl3d.data.looks import MAX_FLIPS, NEAR, Looks
 from ssl3d.data.objects import Objects, open_objects
 from ssl3d.data.thumbnail_file import ThumbnailFile
 
-MAX_FLIPS = 12  # bits in which the hashes of two volumes may differ; up to 7 are never missed
 MAX_PARTNERS = 16  # pairs reported of one series
 _BLOCK = 1 << 22  # pairs of hashes compared at once
 _FRAME = re.compile(r"_t\d{4,}$")

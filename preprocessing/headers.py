@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from preprocessing import isolation
-from preprocessing.machine import available_cores
 from preprocessing.readers import dicom_header
 from preprocessing.readers.dicom_header import Object
 from preprocessing.refusal import Refusal
+from ssl3d.data.machine import available_cores
 
 _FEW = 4_000  # files that are read before the processes would have started
 _CHUNK = 500  # files a message

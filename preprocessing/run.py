@@ -15,7 +15,6 @@ from preprocessing.duplicates import exact_duplicates, near_duplicates, write_du
 from preprocessing.ids import name_digest, settle_ids
 from preprocessing.job import Outcome, Settings, convert_source
 from preprocessing.ledger import Entry, Ledger, made_with
-from preprocessing.machine import available_memory
 from preprocessing.plan import median_spacing
 from preprocessing.refusal import Refusal
 from preprocessing.report import ConvertReport, write_refused
@@ -24,6 +23,7 @@ from ssl3d.data import damage
 from ssl3d.data import format as fmt
 from ssl3d.data.encode import METADATA
 from ssl3d.data.index import collect_rows, decode_index, keep_rows, write_index
+from ssl3d.data.machine import available_memory
 from ssl3d.data.objects import LocalObjects, in_parallel, open_objects
 from ssl3d.data.write import create_store, remove_uncommitted, uncommit
 from ssl3d.terminal import Meter, progress, say
@@ -52,9 +52,7 @@ class Options:
 class Run:
     """One run under the store's lock, whose `token` its workers show."""
 
-    def __init__(
-        self, root: str, token: str, sources: list[Source], digests: Sequence[str], options: Options
-    ) -> None:
+    def __init__(self, root: str, token: str, sources: list[Source], digests: Sequence[str], options: Options) -> None:
         self.root, self.token, self.options = root, token, options
         self.objects = open_objects(root)
         self.sources, self.digests = sources, digests

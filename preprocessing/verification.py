@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from preprocessing.machine import available_cores
 from ssl3d.data import format as fmt
 from ssl3d.data.damage import damaged_objects, note_damage
 from ssl3d.data.encode import METADATA
+from ssl3d.data.machine import available_cores
 from ssl3d.data.objects import Objects, StoreError, open_objects
 from ssl3d.data.store import Store
 from ssl3d.data.thumbnail import SIDE

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ssl3d import checkpoint_file, config
 from ssl3d.models.backbone import Backbone, BackboneSpec, build_backbone
-from ssl3d.models.init import TransferReport, load_weights
+from ssl3d.models.init import load_weights
+from ssl3d.models.transfer import TransferReport
 from ssl3d.tasks.task import Objective
 
 FORMAT = 1

@@ -156,6 +156,7 @@ def _sweep(o: argparse.Namespace) -> int:
 
 def _export(o: argparse.Namespace) -> int:
     from ssl3d.export import export
+    from ssl3d.trackers.wandb import log_export
 
     report = export(
         Path(o.run),
@@ -164,9 +165,12 @@ def _export(o: argparse.Namespace) -> int:
         plans=o.plans and Path(o.plans),
         dataset_json=o.dataset_json and Path(o.dataset_json),
         in_channels=o.in_channels,
+        architecture=o.architecture,
+        minimum=o.minimum,
         strict=o.strict,
     )
     sys.stdout.write(report.text().rstrip() + "\n")
+    log_export(Path(o.run), report)
     return 0
 
 
@@ -281,7 +285,9 @@ def _verbs() -> dict[str, tuple[Callable[[argparse.Namespace], int], str, str, C
         add("--out", required=True, metavar="DIR")
         add("--plans", metavar="FILE", help="your nnU-Net plans: the new configuration is added to it")
         add("--dataset-json", metavar="FILE", help="your nnU-Net dataset.json: says how many channels")
-        add("--in-channels", type=int, metavar="N")
+        add("--in-channels", type=int, metavar="N", help="image channels of your data")
+        add("--architecture", choices=("own", "planned"), help="nnunet: the run's network in your plans, or theirs")
+        add("--minimum", type=float, metavar="SHARE", help="nnunet: of the encoder that must be filled (default 0.5)")
         add("--strict", action="store_true", help="refuse anything that is not copied bit by bit")
 
     def evaluate(add: Add) -> None:

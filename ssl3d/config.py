@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +13,15 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ssl3d import schema
+from ssl3d.recipe import (
+    DataConfig,
+    GuardConfig,
+    OptimConfig,
+    ProbeConfig,
+    Recipe,
+    RunConfig,
+    WandbConfig,
+)
 from ssl3d.schema import MISSING, ConfigError, did_you_mean, join
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"  # beside the package, installed or in the checkout
@@ -25,125 +33,6 @@ EXTRA: dict[str, dict[str, tuple[Any, Any]]] = {
     "model": {"init": (str | None, None), "init_part": (Literal["all", "encoder"], "all")},
     "task": {},
 }
-
-
-@dataclass
-class RunConfig:
-    """Where and how long. `dir`: the run's folder (the same again resumes); `*_every`: steps, 0 is never.
-
-    `precision` auto: bf16-mixed where the processor or GPU has instructions for bfloat16, else 32-true.
-    """
-
-    dir: str
-    steps: int
-    seed: int = 0
-    devices: int | Literal["auto"] = "auto"
-    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "64-true"] = "auto"
-    compile: bool | Literal["auto"] = "auto"
-    accumulate: int = 1
-    log_every: int = 50
-    checkpoint_every: int = 1000
-    preview_every: int = 1000
-    holdout_every: int = 1000
-    collapse_every: int = 1000
-
-
-@dataclass
-class DataConfig:
-    """Which regions: `batch_size` per optimiser step over all ranks and accumulation; `holdout` share of subjects.
-
-    `store`: a path, or several with `weights`; `include`/`exclude`: subjects, or a JSON file of them. A split file
-    ({"pool"|"train", "validation", "test"}) excludes its validation and test patients.
-    `on_error`: at a volume that cannot be read, stop, or skip it: others are read in its place, and counted.
-    """
-
-    store: str | list[str]
-    batch_size: int
-    weights: list[float] | None = None
-    workers: int | Literal["auto"] = "auto"
-    normalise: Literal["auto"] | dict[str, Any] = "auto"
-    channels: Literal["all", "one"] = "all"
-    holdout: float = 0.0
-    include: str | list[str] | None = None
-    exclude: str | list[str] | None = None
-    few_slices: bool = False
-    on_error: Literal["stop", "skip"] = "stop"
-
-
-@dataclass
-class GroupConfig:
-    """Parameters whose name the regular expression `match` finds; frozen (no step, no decay) before `freeze_until`."""
-
-    match: str
-    lr_scale: float = 1.0
-    weight_decay: float | None = None
-    freeze_until: int = 0
-
-
-@dataclass
-class OptimConfig:
-    """Optimiser and schedule, the same for every method. `lr` is reached after `warmup_steps`, linearly from 0.
-
-    Norms, biases, positions and tokens are not decayed. `layer_decay` scales the rate by layer_decay^(layers above).
-    """
-
-    lr: float
-    name: Literal["sgd", "adamw"] = "adamw"
-    momentum: float = 0.9
-    nesterov: bool = False
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    weight_decay_end: float | None = None
-    schedule: Literal["poly", "cosine", "constant"] = "cosine"
-    poly_power: float = 0.9
-    lr_end: float = 0.0
-    warmup_steps: int = 0
-    clip_norm: float | None = None
-    layer_decay: float | None = None
-    ema: float | None = None
-    groups: list[GroupConfig] = field(default_factory=list)
-
-
-@dataclass
-class WandbConfig:
-    """`auto` is online under a sweep agent, else disabled."""
-
-    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    project: str = "ssl3d"
-    group: str | None = None
-    tags: list[str] = field(default_factory=list)
-
-
-@dataclass
-class ProbeConfig:
-    """A linear probe of the frozen encoder during training: `store` with labels (null: none), `every` so many steps.
-
-    `regions`: how many are read of each half of its patients. `include`/`exclude`: as in data; a split file excludes
-    its validation and test patients, so that what is evaluated later has chosen nothing.
-    """
-
-    store: str | None = None
-    every: int = 1000
-    regions: int = 32
-    include: str | list[str] | None = None
-    exclude: str | list[str] | None = None
-
-
-@dataclass
-class Recipe:
-    """A checked, completed recipe. `model` and `task` stay plain mappings until they are built."""
-
-    run: RunConfig
-    data: DataConfig
-    model: dict[str, Any]
-    task: dict[str, Any]
-    optim: OptimConfig
-    probe: ProbeConfig
-    wandb: WandbConfig
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain YAML types; `load` reads them back to an equal recipe."""
-        return schema.plain(self)
 
 
 # Ranges that a type cannot say.
@@ -276,14 +165,13 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> str | None:
     return None
 
 
-def load(
-    source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), unset: Sequence[str] = ()
-) -> Recipe:
+def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), unset: Sequence[str] = ()) -> Recipe:
     """Read, override and check a recipe; every fault is collected before anything heavy starts.
 
     `unset`: keys that may be missing (`ssl3d check` allows data.store). Raises ConfigError, FileNotFoundError.
     """
     values = override(read(source), overrides)
+    _suites_by_name(values)
     for key in unset:
         section, name = key.split(".")
         if isinstance(values.get(section), dict) and values[section].get(name, MISSING) == MISSING:
@@ -312,8 +200,16 @@ def load(
     return Recipe(model=completed["model"], task=completed["task"], **built)
 
 
+def _suites_by_name(values: dict[str, Any]) -> None:
+    """Let a lone name or file in guard.suites stand for {suite: NAME}."""
+    node = values.get("guard")
+    if isinstance(node, dict) and isinstance(node.get("suites"), list):
+        node["suites"] = [{"suite": suite} if isinstance(suite, str) else suite for suite in node["suites"]]
+
+
 _SECTIONS: dict[str, type] = {
     "run": RunConfig, "data": DataConfig, "optim": OptimConfig, "probe": ProbeConfig, "wandb": WandbConfig,
+    "guard": GuardConfig,
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, previews, wandb. All but `time/*` is the same when a run is repeated."""
+"""What a run tells: metrics.jsonl and previews. All but `time/*` is the same when a run is repeated."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl3d.config import Recipe
-
 METRICS_FILE = "metrics.jsonl"
+WARNING = "warning"  # the key of a line that holds a sentence
 
 
 class MetricLog:
@@ -114,50 +113,3 @@ def save_preview(folder: Path, step: int, outputs: Mapping[str, Tensor]) -> Path
     figure.savefig(part, dpi=110, format="png")
     part.replace(path)
     return path
-
-
-def wandb_mode(recipe: Recipe) -> str:
-    """`auto` means online under a sweep agent, else disabled."""
-    if recipe.wandb.mode != "auto":
-        return recipe.wandb.mode
-    return "online" if os.environ.get("WANDB_SWEEP_ID") else "disabled"
-
-
-class Wandb:
-    """A wandb run, continued under the same id when the run directory is; does nothing when disabled."""
-
-    def __init__(self, recipe: Recipe, folder: Path, first_rank: bool) -> None:
-        self.run: Any = None
-        mode = wandb_mode(recipe)
-        if mode == "disabled" or not first_rank:
-            return
-        import wandb
-
-        id_file = folder / "wandb_id.txt"
-        run_id = id_file.read_text().strip() if id_file.exists() else os.environ.get("WANDB_RUN_ID")
-        self.run = wandb.init(
-            project=recipe.wandb.project,
-            group=recipe.wandb.group,
-            tags=recipe.wandb.tags,
-            name=folder.name,
-            id=run_id,
-            resume="allow",
-            mode=mode,  # type: ignore[arg-type]
-            dir=str(folder),
-            config=recipe.to_dict(),
-        )
-        id_file.write_text(self.run.id + "\n")
-
-    def log(self, line: Mapping[str, Any]) -> None:
-        if self.run is not None:
-            self.run.log({k: v for k, v in line.items() if k != "step"}, step=int(line["step"]))
-
-    def picture(self, path: Path, step: int) -> None:
-        if self.run is not None:
-            import wandb
-
-            self.run.log({"preview": wandb.Image(str(path))}, step=step)
-
-    def finish(self, failed: bool) -> None:
-        if self.run is not None:
-            self.run.finish(exit_code=1 if failed else 0)

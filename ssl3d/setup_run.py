@@ -23,23 +23,25 @@ from omegaconf import OmegaConf
 from ssl3d import config
 from ssl3d.config import ConfigError, Recipe
 from ssl3d.data.loader import RegionLoader
+from ssl3d.data.near import volume_table
 from ssl3d.data.normalise import describe as describe_normalisation
 from ssl3d.data.sampling import SamplingPlan, split_holdout
 from ssl3d.data.store import Store, open_store
 from ssl3d.environment import environment
+from ssl3d.guard import Guarded, guard
+from ssl3d.leaks import SEEN_FILE, find_seen
 from ssl3d.log import write_json
 from ssl3d.memory import keep_freed_memory
 from ssl3d.seeding import mix
 from ssl3d.tasks.task import Objective
 from ssl3d.terminal import say
 
-SEEN_FILE = "seen.parquet"
 # Keys that may differ when a run is resumed: they change neither samples nor weights, or are paths that may have moved
 # (that the volumes are still the same ones is checked by their fingerprints).
 MAY_CHANGE = (
     "run.dir", "run.devices", "run.log_every", "run.checkpoint_every", "run.preview_every", "run.holdout_every",
     "run.collapse_every", "data.store", "data.workers", "data.include", "data.exclude", "data.on_error", "model.init",
-    "probe", "wandb",
+    "probe", "wandb", "guard", "run.trackers",
 )  # fmt: skip
 
 
@@ -153,13 +155,19 @@ class RunData:
     seen_digest: str
     normalisation: dict[str, Any]
     median_spacing: list[float]
+    guarded: Guarded
 
     @classmethod
     def build(cls, recipe: Recipe, stores: list[Store], objective: Objective) -> RunData:
-        """Plans over the stores, less the excluded and held-out subjects. Raises ConfigError when nothing is left."""
+        """Plans over the stores, less the excluded, leaking and held-out subjects.
+
+        Raises ConfigError when nothing is left, or as `ssl3d.guard.guard`.
+        """
         data, spec = recipe.data, objective.region
+        inherited = _inherited(recipe.model["init"])
+        guarded = guard(recipe, stores, inherited)
         include = config.subjects(data.include, "data.include")
-        exclude = config.subjects(data.exclude, "data.exclude") or set()
+        exclude = (config.subjects(data.exclude, "data.exclude") or set()) | guarded.subjects
         common: dict[str, Any] = {
             "weights": data.weights, "few_slices": data.few_slices, "patch_size": objective.placed_size,
         }  # fmt: skip
@@ -173,13 +181,13 @@ class RunData:
                 holdout = SamplingPlan(stores, spec, seed, include=held_out, exclude=exclude, **common)
             except ValueError as error:  # too small or too few for this task: a diagnostic is no reason to stop
                 say(f"no held-out loss will be reported: among the {len(held_out)} held-out subjects, {error}")
-        seen = _seen(stores, plan)
-        inherited = _inherited(recipe.model["init"])
-        seen = pd.concat([seen, inherited]).drop_duplicates().sort_values("fingerprint", ignore_index=True)
+        seen = pd.concat([*(volume_table(store, plan.rows(i)) for i, store in enumerate(stores)), inherited])
+        seen = seen.drop_duplicates(["fingerprint", "perceptual_hash", "subject"])
+        seen = seen.sort_values("fingerprint", ignore_index=True)
         digest = hashlib.blake2b("\n".join(seen["fingerprint"]).encode(), digest_size=16).hexdigest()
         spacing = np.median(np.concatenate([s.column("spacing")[plan.rows(i)] for i, s in enumerate(stores)]), axis=0)
         numbers = describe_normalisation(stores, data.normalise)
-        return cls(recipe, plan, holdout, seen, digest, numbers, [float(v) for v in spacing])
+        return cls(recipe, plan, holdout, seen, digest, numbers, [float(v) for v in spacing], guarded)
 
     def loader(self, fabric: Fabric, start_step: int) -> RegionLoader:
         """Micro-batches of this rank from optimiser step `start_step` on."""
@@ -197,6 +205,16 @@ class RunData:
             pin=fabric.device.type == "cuda",
             on_error=data.on_error,
         )
+
+    def lineage(self) -> dict[str, Any]:
+        """What names the data, for trackers: numbers and the name of each store, no subject and no path."""
+        stores = self.recipe.data.store if isinstance(self.recipe.data.store, list) else [self.recipe.data.store]
+        return {
+            "fingerprint": self.seen_digest,
+            "volumes": len(self.seen),
+            "subjects": int(self.seen["subject"].nunique()),
+            "stores": [Path(store).name for store in stores],
+        }
 
     def reader(self, plan: SamplingPlan) -> RegionLoader:
         """Reads single batches in this thread: previews, held-out subjects."""
@@ -217,16 +235,10 @@ class RunData:
         return ", ".join(words) + (f" and {size - most} more" if size > most else "")
 
 
-def _seen(stores: list[Store], plan: SamplingPlan) -> pd.DataFrame:
-    """Fingerprints, perceptual hashes and subjects of all volumes that may be sampled."""
-    names = ("fingerprint", "perceptual_hash", "subject")
-    return pd.concat([pd.DataFrame({n: s.column(n)[plan.rows(i)] for n in names}) for i, s in enumerate(stores)])
-
-
 def _inherited(init: str | None) -> pd.DataFrame | None:
     """What the run that this one starts from was trained on: its weights have seen it too."""
-    file = None if init is None else Path(init) / SEEN_FILE
-    return pd.read_parquet(file) if file is not None and file.exists() else None
+    file = None if init is None else find_seen(Path(init))
+    return None if file is None else pd.read_parquet(file)
 
 
 def refuse_other_volumes(folder: Path, seen_digest: str, data: RunData) -> None:
@@ -241,8 +253,11 @@ def refuse_other_volumes(folder: Path, seen_digest: str, data: RunData) -> None:
 def write_start(folder: Path, recipe: Recipe, data: RunData, fabric: Fabric) -> None:
     """recipe.yaml, environment.json, seen.parquet and normalisation.json, before the first step."""
     (folder / "recipe.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(recipe.to_dict())), encoding="utf-8")
+    for sentence in data.guarded.sentences:
+        say(sentence)
     write_json(folder / "environment.json", {
         **environment(), "world_size": fabric.world_size, "precision": fabric.strategy.precision.precision,
+        "guard": list(data.guarded.sentences),
     })  # fmt: skip
     write_json(folder / "normalisation.json", data.normalisation)
     part = folder / (SEEN_FILE + ".part")

@@ -17,7 +17,7 @@ from ssl3d.checkpoint_writer import CheckpointWriter
 from ssl3d.config import ConfigError, Recipe
 from ssl3d.disk import WAIT_SECONDS, WAIT_SECONDS_OF_MANY
 from ssl3d.interruption import Interrupted, Interruption
-from ssl3d.log import METRICS_FILE, MetricLog, Wandb
+from ssl3d.log import METRICS_FILE, MetricLog
 from ssl3d.observers import observe, observers_of
 from ssl3d.precision import choose_precision
 from ssl3d.regions import RegionBatch
@@ -25,6 +25,7 @@ from ssl3d.seeding import mix
 from ssl3d.setup_run import RunData
 from ssl3d.tasks.task import Objective
 from ssl3d.terminal import progress, say
+from ssl3d.trackers import require, trackers_of
 from ssl3d.training import Training
 
 
@@ -56,6 +57,7 @@ def train(recipe: Recipe) -> Path:
     Raises ConfigError (a key is wrong), FileNotFoundError (no such store), TrainingStopped (the loss is not finite,
     the directory is in use or holds another run), DiskFull, Interrupted (by a signal: it saved, the same call goes on).
     """
+    require(recipe)
     folder = setup_run.run_folder(recipe)
     stores = setup_run.open_stores(recipe)  # a missing store is named before anything heavy is built
     objective = _objective(recipe)
@@ -85,7 +87,8 @@ def train(recipe: Recipe) -> Path:
             raise
         finally:
             training.writer.close()
-            training.wandb.finish(failed)
+            for tracker in training.trackers:
+                tracker.finish(failed)
     return folder
 
 
@@ -119,13 +122,13 @@ def _prepare(recipe: Recipe, fabric: Fabric, folder: Path, data: RunData, object
     if fabric.is_global_zero:
         setup_run.write_start(folder, recipe, data, fabric)
     fabric.barrier()
-    wandb = Wandb(recipe, folder, fabric.is_global_zero)
+    trackers = trackers_of(recipe, folder, fabric.is_global_zero, data.lineage())
     metrics = MetricLog(folder / METRICS_FILE)
     interruption = Interruption(fabric)
     patience = WAIT_SECONDS if fabric.world_size == 1 else WAIT_SECONDS_OF_MANY
     writer = CheckpointWriter(folder, interruption.asked, patience)
     return Training(
-        recipe, fabric, folder, data, objective, module, wrapped, average, metrics, wandb, interruption, writer
+        recipe, fabric, folder, data, objective, module, wrapped, average, metrics, trackers, interruption, writer
     )
 
 

@@ -12,11 +12,13 @@ from ssl3d.checkpoint_writer import CheckpointWriter
 from ssl3d.config import Recipe
 from ssl3d.disk import when_there_is_room
 from ssl3d.interruption import Interruption
-from ssl3d.log import MetricLog, Wandb
+from ssl3d.log import WARNING, MetricLog
 from ssl3d.optim import WeightAverage
 from ssl3d.regions import RegionBatch
 from ssl3d.setup_run import RunData
 from ssl3d.tasks.task import Objective
+from ssl3d.terminal import say
+from ssl3d.trackers.tracker import Tracker
 
 
 @dataclass
@@ -32,7 +34,7 @@ class Training:
     optimizer: Any
     average: WeightAverage | None
     metrics: MetricLog
-    wandb: Wandb
+    trackers: list[Tracker]
     interruption: Interruption
     writer: CheckpointWriter
     step: int = 0  # optimiser steps done
@@ -46,7 +48,15 @@ class Training:
     def tell(self, line: dict[str, Any]) -> None:
         """Write a line of metrics, as soon as the disk has room for it."""
         when_there_is_room(lambda: self.metrics.write(line), self.folder, self.interruption.asked)
-        self.wandb.log(line)
+        for tracker in self.trackers:
+            tracker.log(line)
+
+    def warn(self, text: str) -> None:
+        """Say a sentence about the run, and keep it with its step: metrics.jsonl, from there the report; trackers."""
+        say(f"{self.folder}: {text}")
+        self.tell({"step": self.step, WARNING: text})
+        for tracker in self.trackers:
+            tracker.warn(text, self.step)
 
     def to_device(self, batch: RegionBatch) -> RegionBatch:
         """A batch as objectives see it: on the device, normalised, in the run's floating point type."""

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 
 from ssl3d.data import normalise as normalisation
+from ssl3d.data.cache import cache_for
 from ssl3d.data.lru import LRU
+from ssl3d.data.machine import available_cores
 from ssl3d.data.reading import RegionReader
 from ssl3d.data.sampling import Sample, SamplingPlan
 from ssl3d.data.workers import Inline, Pool, Processes, Target, Threads
@@ -34,13 +36,16 @@ class RegionLoader:
     stretches of them and cuts it into `accumulate` micro-batches. What a sample is depends on its number only, so
     other workers, ranks or accumulation give the same samples, and a resume goes on where the steps ended.
     `workers`: 0 reads in the calling thread; "auto" leaves a CPU to the loop. `backend`: "threads" or "processes".
+    `local_ranks`: ranks on this machine, which share its cores and the `cache_gb` (1e9 bytes) of decoded voxels that
+    are kept in its memory (0: none; see `ssl3d.data.cache`).
     `channels`: "all", or "one" channel drawn per sample. `normalise`: see `ssl3d.data.normalise`. `pin`: page-locked
     memory, for asynchronous copies to a GPU; torch reuses it only after the copy's event.
     `on_error`: "stop" raises what a reader raises; "skip" reads other samples instead, warns once a volume and
     counts them in `replaced`.
     Reads ahead by a bounded number of micro-batches. Leave an iterator, `close()` the loader or use it as a context
     manager, and its workers end.
-    Raises ValueError when batch_size cannot be cut so, or the volumes do not have the same number of channels.
+    Raises ValueError when batch_size cannot be cut so, the volumes do not have the same number of channels, or the
+    cache is larger than the memory that is free.
     """
 
     def __init__(
@@ -58,6 +63,8 @@ class RegionLoader:
         pin: bool = False,
         backend: Literal["threads", "processes"] = "threads",
         on_error: Literal["stop", "skip"] = "stop",
+        local_ranks: int | None = None,
+        cache_gb: float = 0.0,
     ) -> None:
         parts = world_size * accumulate
         if batch_size < 1 or batch_size % parts:
@@ -78,12 +85,14 @@ class RegionLoader:
         normalisation.check(normalise)
         self.plan, self.batch_size, self.accumulate = plan, batch_size, accumulate
         self.rank, self.world_size, self.start_step = rank, world_size, start_step
-        self.workers = _auto_workers() if workers == "auto" else int(workers)
+        local_ranks = local_ranks or int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self.workers = _auto_workers(local_ranks) if workers == "auto" else int(workers)
         self.backend, self.pin, self._normalise = backend, pin, normalise
         self.on_error, self.replaced, self._told = on_error, 0, set[str]()  # replaced: samples, so far
         self.channels = 1 if channels == "one" else _common_channels(plan)
         self.target_names = _target_names(plan)
-        self._reader = RegionReader(plan.stores, plan.spec.size, channels == "one")
+        self.cache = cache_for(cache_gb, local_ranks)
+        self._reader = RegionReader(plan.stores, plan.spec.size, channels == "one", self.cache)
         self._described: LRU[int, dict[str, Any]] = LRU(DESCRIBED)
         self._iterators: list[Generator[RegionBatch]] = []
         # Enough samples ahead to keep every worker busy while one batch is consumed, and never fewer than two batches.
@@ -277,11 +286,15 @@ def _failures(waits: list[Callable[[], Any]], raise_first: bool = False) -> list
     return failures
 
 
-def _auto_workers() -> int:
-    """A worker for each CPU this process may use but one, shared among the ranks of this machine, 8 at most."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(MAX_AUTO_WORKERS, cpus // ranks - 1))
+def _auto_workers(local_ranks: int) -> int:
+    """A worker for each core of this rank but one, which is the loop's; 8 at most.
+
+    The ranks of a machine share its cores, unless SLURM has bound each to cores of its own.
+    """
+    cores, bound = available_cores(), os.environ.get("SLURM_CPUS_PER_TASK", "")
+    if not (bound.isdigit() and cores <= int(bound)):
+        cores //= local_ranks
+    return max(1, min(MAX_AUTO_WORKERS, cores - 1))
 
 
 def _common_channels(plan: SamplingPlan) -> int:

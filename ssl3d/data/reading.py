@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ssl3d.data.cache import VoxelCache
 from ssl3d.data.format import LABELS, VALID, VOLUMES
 from ssl3d.data.sampling import Sample
 from ssl3d.data.store import Store
@@ -17,10 +18,13 @@ class RegionReader:
     """Reads samples of `stores`; picklable, and opens nothing before its first read.
 
     `size` (D,H,W): voxels of a region. `one_channel`: each sample reads one channel, drawn from its seed.
+    `cache`: where decoded voxels are kept; None decodes anew for each sample.
     """
 
-    def __init__(self, stores: Sequence[Store], size: Size3, one_channel: bool) -> None:
-        self.stores, self.size, self.one_channel = list(stores), size, one_channel
+    def __init__(
+        self, stores: Sequence[Store], size: Size3, one_channel: bool, cache: VoxelCache | None = None
+    ) -> None:
+        self.stores, self.size, self.one_channel, self.cache = list(stores), size, one_channel, cache
         self._shape = [s.column("shape").reshape(-1, 3) for s in self.stores]
         self._channels = [s.column("channels") for s in self.stores]
         self._has_valid = [s.column("has_valid").astype(bool) for s in self.stores]
@@ -43,11 +47,12 @@ class RegionReader:
         """
         store, row, start = self.stores[sample.store], sample.row, sample.start
         try:
-            store.read(row, start, self.size, VOLUMES, out=image, channel=self.channel(sample))
+            store.read(row, start, self.size, VOLUMES, image, self.channel(sample), self.cache)
             if label is not None:
-                label[...] = store.read(row, start, self.size, LABELS)
+                label[...] = store.read(row, start, self.size, LABELS, cache=self.cache)
             if valid is not None:
-                valid[...] = store.read(row, start, self.size, VALID) if self._has_valid[sample.store][row] else True
+                has_valid = self._has_valid[sample.store][row]
+                valid[...] = store.read(row, start, self.size, VALID, cache=self.cache) if has_valid else True
             if self._leaves(sample):
                 self._mark_outside(sample, label, valid)
         except (ValueError, FileNotFoundError):

@@ -17,6 +17,7 @@ import numpy as np
 
 from ssl3d.data.format import FEW_SLICES
 from ssl3d.data.lru import LRU
+from ssl3d.data.order import VisitOrder
 from ssl3d.data.store import Store
 from ssl3d.data.subjects import matching
 from ssl3d.regions import RegionSpec, Size3
@@ -67,6 +68,14 @@ class _Hierarchy:
         a, b = self.session_first[session], self.session_first[session + 1]
         return self.volumes[a + int(u[2] * (b - a))]
 
+    def divisors(self) -> list[int]:
+        """For each volume, one over the probability that `draw` gives it."""
+        found = []
+        for a, b in zip(self.subject_first, self.subject_first[1:]):
+            for c, d in zip(self.session_first[a:b], self.session_first[a + 1 : b + 1]):
+                found += [self.n_subjects * (b - a) * (d - c)] * (d - c)
+        return found
+
 
 class _Forest:
     """Hierarchies of several stores, one of them chosen by weight."""
@@ -74,7 +83,8 @@ class _Forest:
     def __init__(self, hierarchies: Sequence[_Hierarchy], weights: Sequence[float]) -> None:
         pairs = [(h, w) for h, w in zip(hierarchies, weights) if h.n_subjects and w > 0]
         self.hierarchies = [h for h, _ in pairs]
-        total = sum(w for _, w in pairs)
+        self.weights = [w for _, w in pairs]
+        total = sum(self.weights)
         self.cumulative = np.cumsum([w / total for _, w in pairs]).tolist() if pairs else []
         self.n_volumes = sum(len(h.volumes) for h in self.hierarchies)
 
@@ -82,6 +92,14 @@ class _Forest:
         """A volume from four uniform numbers in [0, 1)."""
         store = min(bisect_right(self.cumulative, u[0]), len(self.hierarchies) - 1)
         return self.hierarchies[store].draw(u[1:])
+
+    def order(self, seed: int) -> VisitOrder:
+        """Visits of all volumes, in expectation as often as `draw` gives them."""
+        volumes = [v for h in self.hierarchies for v in h.volumes]
+        total = sum(self.weights)
+        # one division of products: shares that are equal come out equal, and as ones
+        shares = [len(volumes) * w / (total * d) for h, w in zip(self.hierarchies, self.weights) for d in h.divisors()]
+        return VisitOrder(volumes, shares, seed)
 
     def remaining(self, taken: Collection[int], u: float) -> int:
         """Uniformly one of the volumes that are not taken."""
@@ -96,6 +114,8 @@ class SamplingPlan:
     store; by default in proportion to its subjects. `include`, `exclude`: subjects, raw or hashed. `few_slices`: also
     volumes flagged so. `patch_size`: what is placed in the volume and must fit one on every axis, default `spec.size`;
     a task that reads more than its input, for its augmentation to reach into, names its input.
+    `crops_per_volume`: with more than one, so many consecutive groups are crops of the same volumes, and volumes follow
+    one another as `ssl3d.data.order` says; of groups of one modality, the first volume does, and the others are drawn.
     Raises ValueError when nothing is left to sample, when every volume is too small on some axis (naming the largest
     usable patch), and when a group needs more distinct volumes than there are.
     """
@@ -111,7 +131,10 @@ class SamplingPlan:
         exclude: Collection[str] = (),
         few_slices: bool = False,
         patch_size: Size3 | None = None,
+        crops_per_volume: int = 1,
     ) -> None:
+        if crops_per_volume < 1:
+            raise ValueError(f"data.crops_per_volume is {crops_per_volume}: it must be 1 or more")
         self.stores, self.spec, self.seed = list(stores), spec, int(seed)
         self._offsets = np.cumsum([0, *(len(s) for s in self.stores)]).tolist()
         self._shape = _stacked([s.column("shape") for s in self.stores], 3)
@@ -135,6 +158,8 @@ class SamplingPlan:
         self._by_modality = (
             {m: self._forest(rows, subjects, sessions) for m, rows in kinds.items()} if spec.same_modality else {}
         )
+        self.crops_per_volume = crops_per_volume
+        self._order = self._all.order(self.seed) if crops_per_volume > 1 else None
         self._coordinates: LRU[int, list[np.ndarray]] = LRU(LABEL_COORDINATES)
 
     def __repr__(self) -> str:
@@ -160,23 +185,46 @@ class SamplingPlan:
         `attempt` > 0: other ones in their place, for when a volume of these cannot be read.
         """
         rng = numpy_generator(self.seed, "group", g, *([attempt] if attempt else []))
-        samples, taken = list[Sample](), set[int]()
-        forest = self._all
-        for position, u in enumerate(rng.random((self.spec.group, 8)).tolist()):
-            volume = samples[0].volume if samples and self.spec.same_volume else forest.draw(u)
-            tries = 0
-            while volume in taken and not self.spec.same_volume:
-                tries += 1
-                v = rng.random(4).tolist()
-                volume = forest.draw(v) if tries < DRAWS else forest.remaining(taken, v[0])
-            taken.add(volume)
-            if self._modality is not None:
-                forest = self._by_modality[self._modality[volume]]
+        numbers = rng.random((self.spec.group, 8)).tolist()
+        if self._order is None or attempt:
+            volumes = self._draw(rng, numbers)
+        else:
+            volumes = self._visit(self._order, g // self.crops_per_volume)
+        samples = []
+        for position, (volume, u) in enumerate(zip(volumes, numbers)):
             store, row = self.locate(volume)
             number = g * self.spec.group + position
             start = self._start(volume, store, row, u[4:])
             samples.append(Sample(number, store, row, volume, start, mix(self.seed, "sample", number)))
         return samples
+
+    def _draw(
+        self, rng: np.random.Generator, numbers: Sequence[Sequence[float]], wanted: Sequence[int] = ()
+    ) -> list[int]:
+        """The volumes of a group by chance, but for the `wanted` first ones, as far as those are distinct."""
+        volumes = list[int]()
+        forest = self._all
+        for position, u in enumerate(numbers):
+            if volumes and self.spec.same_volume:
+                volumes.append(volumes[0])
+                continue
+            volume = wanted[position] if position < len(wanted) else forest.draw(u)
+            tries = 0
+            while volume in volumes:
+                tries += 1
+                v = rng.random(4).tolist()
+                volume = forest.draw(v) if tries < DRAWS else forest.remaining(volumes, v[0])
+            volumes.append(volume)
+            if self._modality is not None:
+                forest = self._by_modality[self._modality[volume]]
+        return volumes
+
+    def _visit(self, order: VisitOrder, visit: int) -> list[int]:
+        """The volumes that the groups of a visit share."""
+        rng = numpy_generator(self.seed, "visit", visit)
+        numbers = rng.random((self.spec.group, 4)).tolist()
+        n = 1 if self.spec.same_volume or self._modality is not None else self.spec.group
+        return self._draw(rng, numbers, [order.volume(visit * n + k) for k in range(n)])
 
     def _start(self, volume: int, store: int, row: int, u: Sequence[float]) -> tuple[int, int, int]:
         """First voxel of the region: the patch's centre uniform in the foreground box, or on a labelled voxel.

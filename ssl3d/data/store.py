@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 
 from ssl3d.data import format as fmt
+from ssl3d.data.cache import VoxelCache
 from ssl3d.data.format import LabelInfo, VolumeAttributes
 from ssl3d.data.index import METADATA, decode_index, read_index
 from ssl3d.data.lru import LRU
@@ -114,11 +115,13 @@ class Store:
         kind: str = fmt.VOLUMES,
         out: np.ndarray | None = None,
         channel: int | None = None,
+        cache: VoxelCache | None = None,
     ) -> np.ndarray:
         """The box of `size` (D,H,W) voxels that begins at `start` (z,y,x), which may lie outside the volume.
 
         Returns (C,D,H,W), or (1,D,H,W) of one `channel`; written into `out` when given (same shape and dtype, rows
-        along W contiguous). Outside the volume: the air value for volumes, 0 otherwise.
+        along W contiguous). Outside the volume: the air value for volumes, 0 otherwise. What is decoded goes through
+        `cache` when one is given.
         Raises ValueError naming the volume and the file when a chunk is damaged.
         """
         array = self._array(row, kind)
@@ -137,7 +140,9 @@ class Store:
         if all(h > lo for lo, h in zip(low, high)):
             inside = tuple(slice(lo - s, h - s) for lo, h, s in zip(low, high, start))
             box = out[(slice(None), *inside)]
-            if isinstance(array, ShardedArray):
+            if isinstance(array, ShardedArray) and cache is not None:
+                cache.read_into((self.path, row, kind), array, box, low, channels)
+            elif isinstance(array, ShardedArray):
                 array.read_into(box, low, channels)
             else:
                 box[...] = self._read_zarr(

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.shared_memory import SharedMemory
@@ -106,6 +107,7 @@ class Slots:
 class Processes:
     """Forkserver processes that read into shared memory; the caller copies each sample into its batch.
 
+    A reader's cache is divided among them, and two may keep the same volume: threads, which share one, use it better.
     `ahead`: samples that may be begun and not yet waited for; so many slots there are.
     A worker that dies (killed, out of memory) is replaced, and reads anew what it had not finished; when that happens
     MAX_DEATHS times without a sample read in between, the caller gets RuntimeError and never waits in vain.
@@ -114,7 +116,8 @@ class Processes:
     def __init__(self, reader: RegionReader, workers: int, ahead: int, channels: int, label: bool) -> None:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["ssl3d.data.workers"])
-        self._reader = reader
+        self._reader = copy(reader)
+        self._reader.cache = None if reader.cache is None else reader.cache.share(workers)
         self._slots = Slots(ahead, channels, reader.size, label)
         self._free = deque(range(ahead))
         self._done: dict[int, BaseException | None] = {}

@@ -9,18 +9,22 @@ from __future__ import annotations
 import copy
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ssl3d import __version__
+from ssl3d.export import nnunet_primus
 from ssl3d.export.files import write_atomically, write_json, write_text
-from ssl3d.export.nnunet_howto import how_to
+from ssl3d.export.nnunet_adapt import differences, fill, first_difference
+from ssl3d.export.nnunet_howto import TRAINER, how_to
 from ssl3d.export.nnunet_plans import (
     CONFIGURATION,
+    PARENT,
     PLANS_NAME,
     Plans,
+    Ready,
     configuration,
     plans_like_pretraining,
     read_channels,
@@ -28,11 +32,14 @@ from ssl3d.export.nnunet_plans import (
 from ssl3d.export.report import ExportReport
 from ssl3d.export.source import Source
 from ssl3d.models.backbone import Backbone
-from ssl3d.models.init import TensorOutcome, aliases, check_finite
+from ssl3d.models.init import aliases, check_finite
 from ssl3d.models.nnunet import import_op
+from ssl3d.models.primus import Primus
+from ssl3d.models.transfer import MINIMUM
 from ssl3d.seeding import mix
 
-HEADS = ".seg_layers."
+Choice = Literal["own", "planned"]
+TRAINERS = Path(__file__).with_name("nnunet_trainers.py")
 
 
 def export_nnunet(
@@ -42,54 +49,93 @@ def export_nnunet(
     plans: Path | None = None,
     dataset_json: Path | None = None,
     in_channels: int | None = None,
+    architecture: Choice = "own",
+    minimum: float = MINIMUM,
     strict: bool = False,
 ) -> ExportReport:
-    """Write checkpoint.pth, architecture.json, plans_fragment.json, HOW_TO.md and report.json to `out`.
+    """Write checkpoint.pth, architecture.json, plans_fragment.json, HOW_TO.md, trainers/ and the report to `out`.
 
     `plans`: the data set's own plans file; the configuration "3d_fullres_ssl3d" is added to it, the old file is kept
     beside it, and ssl3dPlans.json (whole plans with the spacing and CT window of the pre-training) is written to `out`.
+    `architecture`: that configuration holds the run's 'own' network, filled exactly; or the one 'planned' in
+    3d_fullres, filled as far as ssl3d.export.nnunet_adapt says, else refused with the first difference.
     Image channels of the data set come from `in_channels`, `dataset_json` or `plans`, which must agree; a network
-    pre-trained on one channel is adapted to C by repeating its stem and dividing by C.
-    `strict`: refuse when any encoder or decoder tensor is not copied bit by bit.
+    pre-trained on one channel is adapted to C by repeating its stem and dividing by C. A Primus is written for
+    nnU-Net's Primus trainers, which needs `dataset_json` for the number of classes.
+    `minimum`: refuse when less of the encoder's parameters would be filled. `strict`: refuse when any encoder or
+    decoder tensor is not copied bit by bit, or works on another grid.
     Raises ValueError, FileNotFoundError naming the file, option or tensor; nothing is written then.
     """
     source = Source(source) if isinstance(source, Backbone) else source
-    architecture = source.backbone.spec().architecture
-    if architecture is None:
-        raise ValueError(
-            f"nnU-Net has no network like {type(source.backbone).__name__}: "
-            "only ResEncUNet and PlainConvUNet can be exported"
-        )
+    if architecture == "planned" and plans is None:
+        raise ValueError("--architecture planned needs --plans: the plans of your data set")
     user_plans = Plans.read(Path(plans)) if plans else None
     channels = _channels(source.backbone, user_plans, dataset_json, in_channels)
     check_finite(source.backbone.state_dict(), "the run")
 
-    network = build_network(architecture, channels)
     report = ExportReport(target="nnU-Net")
     report.provenance = {"ssl3d": __version__, "in_channels": channels, **source.provenance}
-    report.tensors = fill(network, source)
-    _refuse_inexact(report, strict)
+    if isinstance(source.backbone, Primus):
+        ready = nnunet_primus.prepare(source, channels, user_plans, dataset_json, architecture)
+        report.provenance["out_channels"] = ready.out_channels
+    else:
+        ready = _prepare(source, channels, user_plans, architecture, strict)
+    report.tensors, report.notes = ready.tensors, [*ready.notes]
+    if strict:
+        report.refuse_inexact("--to nnunet")
+    report.refuse_below(minimum, "--to nnunet")
+    _write(source, ready, report, user_plans, out)
+    return report
 
-    state = dict(network.state_dict())
-    content = {"network_weights": state, "ssl3d": {**report.provenance, "architecture": architecture}}
-    configured = configuration(source, architecture, user_plans)
+
+def _prepare(source: Source, channels: int, plans: Plans | None, choice: Choice, strict: bool) -> Ready:
+    """The U-Net to write: the run's own, or the planned one filled from it."""
+    own = source.backbone.spec().architecture
+    if own is None:
+        raise ValueError(
+            f"nnU-Net has no network like {type(source.backbone).__name__}: "
+            "only ResEncUNet, PlainConvUNet, Primus and PrimusV2 can be exported"
+        )
+    architecture, notes = own, []
+    if plans is not None and choice == "planned":
+        architecture = plans.architecture
+        if (difference := first_difference(own, architecture)) is not None:
+            raise ValueError(
+                f"'{plans.path}': the network planned in '{PARENT}' cannot be filled from this run: {difference}; "
+                f"leave --architecture out: the configuration {CONFIGURATION} then written holds the run's own network"
+            )
+        notes = differences(own, architecture)
+        if strict and notes:
+            raise ValueError(f"--to nnunet: --strict: {notes[0]}; leave --strict out to allow it")
+    network = build_network(architecture, channels)
+    tensors = fill(network, source)
+    configured = configuration(source, architecture, plans)
+    return Ready(network, tensors, architecture, configured, [*notes, *_notes(source, plans, configured)])
+
+
+def _write(source: Source, ready: Ready, report: ExportReport, plans: Plans | None, out: Path) -> None:
+    """All files of an export, the user's plans last but for what names them."""
+    names, configured = aliases(ready.network), ready.configured
+    state = dict(ready.network.state_dict())
+    content = {"network_weights": state, "ssl3d": {**report.provenance, "architecture": ready.architecture}}
     report.files = [
-        write_atomically(out / "checkpoint.pth", lambda part: _save_and_compare(content, aliases(network), part)),
-        write_json(out / "architecture.json", architecture),
+        write_atomically(out / "checkpoint.pth", lambda part: _save_and_compare(content, names, part)),
+        write_json(out / "architecture.json", ready.architecture),
         write_json(out / "plans_fragment.json", {CONFIGURATION: configured}),
     ]
-    report.notes += _notes(source, user_plans, configured)
-    if user_plans:
-        whole = plans_like_pretraining(source, configured, user_plans)
+    if ready.trainer == TRAINER:
+        text = TRAINERS.read_text(encoding="utf-8")
+        report.files.append(write_text(out / "trainers" / "ssl3d_trainers.py", text))
+    if plans:
+        whole = plans_like_pretraining(source, configured, plans)
         if whole:
             report.files.append(write_json(out / f"{PLANS_NAME}.json", whole))
-        backup = user_plans.add(configured)
-        report.files.append(user_plans.path)
+        backup = plans.add(configured)
+        report.files.append(plans.path)
         kept = f"the old file is {backup.name}" if backup else "which it held already"
-        report.notes.append(f"{user_plans.path.name}: configuration {CONFIGURATION} added, {kept}")
-    report.files += [write_text(out / "HOW_TO.md", how_to(report, user_plans)), out / "report.json"]
-    write_json(out / "report.json", report.to_dict())
-    return report
+        report.notes.append(f"{plans.path.name}: configuration {CONFIGURATION} added, {kept}")
+    report.files.append(write_text(out / "HOW_TO.md", how_to(report, plans, ready.trainer)))
+    report.write(out)
 
 
 def build_network(architecture: dict[str, Any], in_channels: int) -> nn.Module:
@@ -103,34 +149,6 @@ def build_network(architecture: dict[str, Any], in_channels: int) -> nn.Module:
         network = network_class(input_channels=in_channels, num_classes=1, deep_supervision=False, **kwargs)
         network.apply(network.initialize)
     return network.float().eval()
-
-
-def fill(network: nn.Module, source: Source) -> list[TensorOutcome]:
-    """Copy the backbone's tensors into nnU-Net's network; one outcome a tensor of the latter."""
-    given = source.backbone.state_dict()
-    encoder = source.backbone.encoder_parameter_names()
-    target = network.state_dict()
-    outcomes = []
-    for name in aliases(network):
-        shape = tuple(target[name].shape)
-        if HEADS in name:
-            outcomes.append(TensorOutcome(name, "fresh", shape, "a segmentation head, which nnU-Net never loads"))
-        elif name not in encoder and not source.trained_decoder:
-            outcomes.append(TensorOutcome(name, "fresh", shape, "the run did not train its decoder"))
-        else:
-            value, how = _fit(given[name], shape) if name == source.backbone.stem else (given[name], "")
-            with torch.no_grad():
-                target[name].copy_(value)
-            outcomes.append(TensorOutcome(name, "adapted" if how else "copied", shape, how))
-    return outcomes
-
-
-def _fit(stem: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, str]:
-    """The stem for C channels: repeated and divided by C, so that C equal channels give what one gave."""
-    c = shape[1]
-    if stem.shape[1] == c:
-        return stem, ""
-    return stem.repeat(1, c, 1, 1, 1) / c, f"repeated over {c} channels and divided by {c}"
 
 
 def _channels(backbone: Backbone, plans: Plans | None, dataset_json: Path | None, in_channels: int | None) -> int:
@@ -153,12 +171,6 @@ def _channels(backbone: Backbone, plans: Plans | None, dataset_json: Path | None
             "only a run of one channel can be adapted to another number"
         )
     return channels
-
-
-def _refuse_inexact(report: ExportReport, strict: bool) -> None:
-    for t in report.tensors:
-        if strict and t.outcome != "copied" and HEADS not in t.name:
-            raise ValueError(f"--strict: '{t.name}' would be {t.outcome} ({t.reason}); leave --strict out to allow it")
 
 
 def _save_and_compare(content: dict[str, Any], groups: dict[str, list[str]], path: Path) -> None:

@@ -5,20 +5,26 @@ from __future__ import annotations
 from ssl3d.export.nnunet_plans import CONFIGURATION, PARENT, PLANS_NAME, Plans
 from ssl3d.export.report import ExportReport
 
+TRAINER = "nnUNetTrainer"
+
 _HEAD = """# Fine-tune these weights with nnU-Net
 
 Run the commands in this folder, in the environment of nnU-Net (2.6 or later), with nnUNet_raw, nnUNet_preprocessed
-and nnUNet_results set. Weights: {summary}. {heads}
+and nnUNet_results set. Weights: {summary};
+{shares}. {heads}
 """
 
 _PLANNED = """
-## Train
+## The three commands
 
-The configuration {configuration} is in your plans already ({plans}.json) and uses what is preprocessed for {parent}:
+The configuration {configuration} is in your plans already ({plans}.json). It uses what is preprocessed for {parent};
+skip the first command if that is done:
 
-    nnUNetv2_train {dataset} {configuration} 0 -p {plans} -pretrained_weights "$PWD/checkpoint.pth"
+    nnUNetv2_preprocess -d {number} -plans_name {plans} -c {parent}
+    nnUNetv2_train {dataset} {configuration} 0 -p {plans}{trainer} -pretrained_weights "$PWD/checkpoint.pth"
+    nnUNetv2_predict -d {dataset} -i "{images}" -o predictions -c {configuration} -p {plans}{trainer} -f 0
 
-Folds 1 to 4 likewise; predict with `nnUNetv2_predict ... -c {configuration} -p {plans}`.
+Folds 1 to 4 likewise.
 """
 
 _UNPLANNED = """
@@ -28,15 +34,33 @@ _UNPLANNED = """
 
 ## 2. Add the configuration {configuration} to its plans
 
-    PLANS="$nnUNet_preprocessed/Dataset004_Hippocampus/nnUNetResEncUNetLPlans.json"
-    ssl3d export RUN --to nnunet --out . --plans "$PLANS"
+    DATASET="$nnUNet_preprocessed/Dataset004_Hippocampus"
+    PLANS="$DATASET/nnUNetResEncUNetLPlans.json"
+    ssl3d export RUN --to nnunet --out . --plans "$PLANS" --dataset-json "$DATASET/dataset.json"
 
-or put the entry of plans_fragment.json under "configurations" in that file by hand. The command also fits the stem to
-the number of channels ({channels} here) and the patch to your scans.
+or put the entry of plans_fragment.json under "configurations" in that file by hand. The command also fits the weights
+to the number of channels ({channels} here) and the patch to your scans.
 
 ## 3. Train
 
-    nnUNetv2_train 4 {configuration} 0 -p nnUNetResEncUNetLPlans -pretrained_weights "$PWD/checkpoint.pth"
+    nnUNetv2_train 4 {configuration} 0 -p nnUNetResEncUNetLPlans{trainer} -pretrained_weights "$PWD/checkpoint.pth"
+"""
+
+_WARMUP = """
+## Warm-up
+
+{advice} trainers/ssl3d_trainers.py holds two trainers of 1000 epochs as nnU-Net's: SSL3DWarmup grows the learning rate
+over the first 50 epochs; SSL3DEncoderFirst holds the encoder for 50 epochs while the decoder warms up, then warms up
+both over 50 more:
+
+    export nnUNet_extTrainer="$PWD/trainers"
+    nnUNetv2_train {where} -tr {warmup} -pretrained_weights "$PWD/checkpoint.pth"
+"""
+
+_PRIMUS = """
+{trainer_name} is nnU-Net's own trainer of this network; it warms up over the first 50 epochs by itself. The weights are
+for the patch of {configuration} (its positions) and for {classes} output channels, as Primus has no part that nnU-Net
+would leave out: export again when either changes.
 """
 
 _CAVEAT = """
@@ -52,33 +76,49 @@ nnU-Net's own spacing is far off:
 
     cp {name}.json "$nnUNet_preprocessed/{dataset}/"
     nnUNetv2_preprocess -d {number} -plans_name {name} -c {parent}
-    nnUNetv2_train {dataset} {parent} 0 -p {name} -pretrained_weights "$PWD/checkpoint.pth"
+    nnUNetv2_train {dataset} {parent} 0 -p {name}{trainer} -pretrained_weights "$PWD/checkpoint.pth"
 
 For another data set that nnU-Net has fingerprinted, move them on before preprocessing it:
 
     nnUNetv2_move_plans_between_datasets -s {dataset} -t OTHER -sp {name} -tp {name}"""
 
 
-def how_to(report: ExportReport, plans: Plans | None) -> str:
-    """The text of HOW_TO.md."""
-    fresh = [t for t in report.tensors if t.outcome == "fresh" and ".seg_layers." not in t.name]
+def how_to(report: ExportReport, plans: Plans | None, trainer: str = TRAINER) -> str:
+    """The text of HOW_TO.md; `trainer`: the class of nnU-Net's that builds this network."""
+    fresh = [t for t in report.tensors if t.outcome == "fresh" and t.part != "head"]
+    decoder = fresh and all(t.part == "decoder" for t in fresh)
+    untrained = bool(fresh) and not any(t.filled for t in report.tensors if t.part == "decoder")
+    identifier = plans.identifier if plans else "nnUNetResEncUNetLPlans"
+    dataset = plans.dataset if plans else "4"
     words = {
         "configuration": CONFIGURATION,
         "parent": PARENT,
         "summary": report.summary(),
-        "heads": f"{len(fresh)} decoder tensors are fresh." if fresh else "Fresh are the segmentation heads only.",
+        "shares": report.shares(),
+        "heads": f"{len(fresh)} {'decoder ' if decoder else ''}tensors are fresh."
+        if fresh
+        else "Fresh are the segmentation heads only.",
         "channels": report.provenance["in_channels"],
+        "classes": report.provenance.get("out_channels", ""),
         "name": PLANS_NAME,
-        "plans": plans.identifier if plans else "",
-        "dataset": plans.dataset if plans else "",
+        "plans": identifier,
+        "dataset": dataset,
+        "images": f"$nnUNet_raw/{dataset}/imagesTs",
         "number": _number(plans.dataset) if plans else "",
+        "trainer": "" if trainer == TRAINER else f" -tr {trainer}",
+        "trainer_name": trainer,
+        "where": f"{dataset} {CONFIGURATION} 0 -p {identifier}",
+        "advice": "The decoder of these weights is fresh, so that an encoder-first warm-up is advised:"
+        if untrained
+        else "Trained weights may be hurt by the first steps of a high learning rate:",
+        "warmup": "SSL3DEncoderFirst" if untrained else "SSL3DWarmup",
     }
     written = any(path.name == f"{PLANS_NAME}.json" for path in report.files)
     other = _LIKE_PRETRAINING if written else ""
     if plans is None:
         other = f" Exported with --plans,\n{PLANS_NAME}.json is written as well: whole plans that impose them."
-    text = _HEAD + (_PLANNED if plans else _UNPLANNED) + _CAVEAT.replace("{other}", other)
-    return text.format(**words)
+    text = _HEAD + (_PLANNED if plans else _UNPLANNED) + (_WARMUP if trainer == TRAINER else _PRIMUS)
+    return (text + _CAVEAT.replace("{other}", other)).format(**words)
 
 
 def _number(dataset: str) -> str:

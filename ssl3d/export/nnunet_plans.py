@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ssl3d.export.files import keep_backup, read_json, write_json
 from ssl3d.export.source import Source
+from ssl3d.models.transfer import TensorOutcome
 from ssl3d.regions import Size3
 
 PARENT = "3d_fullres"
 CONFIGURATION = "3d_fullres_ssl3d"
 PLANS_NAME = "ssl3dPlans"
+
+
+@dataclass
+class Ready:
+    """What is written for nnU-Net: a filled `network`, the record of its `tensors`, its `architecture` block and the
+    `configured` entry of the plans; `trainer`: nnU-Net's class that builds it; `out_channels` where they are fixed."""
+
+    network: nn.Module
+    tensors: list[TensorOutcome]
+    architecture: dict[str, Any]
+    configured: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    trainer: str = "nnUNetTrainer"
+    out_channels: int | None = None
 
 
 @dataclass
@@ -59,6 +76,17 @@ class Plans:
         schemes = self.parent.get("normalization_schemes")
         return len(schemes) if isinstance(schemes, list) and schemes else None
 
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The network that was planned. Raises ValueError when these plans say none (older nnU-Net)."""
+        block = self.parent.get("architecture")
+        if not isinstance(block, dict) or not {"network_class_name", "arch_kwargs"} <= set(block):
+            raise ValueError(
+                f"'{self.path}' has no architecture in '{PARENT}': plan the data set with nnU-Net 2.6 or later, or "
+                "leave --architecture out"
+            )
+        return {"_kw_requires_import": [], **block}
+
     def add(self, configuration: dict[str, Any]) -> Path | None:
         """Add our configuration to the file, atomically; returns the backup of the old file, None if it was equal."""
         content = copy.deepcopy(self.content)
@@ -88,11 +116,34 @@ def fit_patch(patch: Sequence[int], stride: Size3) -> list[int]:
     return [c * s for c, s in zip(cells, stride)]
 
 
-def configuration(source: Source, architecture: dict[str, Any], plans: Plans | None) -> dict[str, Any]:
-    """The configuration "3d_fullres_ssl3d": the data of 3d_fullres, our architecture, a patch that it can take.
+def read_classes(dataset_json: Path) -> int:
+    """Output channels of nnU-Net's network: a class a label with the background, or one a region.
 
-    With `plans` patch and batch are those that nnU-Net planned for the data; else the patch of the pre-training.
+    Raises FileNotFoundError, ValueError naming the file.
     """
+    content = read_json(dataset_json, "the dataset.json of your data set")
+    labels = content.get("labels")
+    if not isinstance(labels, dict) or not labels:
+        raise ValueError(f"'{dataset_json}' names no labels; give the dataset.json of your data set")
+    values = [value for name, value in labels.items() if name != "ignore"]
+    if any(isinstance(value, list) and len(value) > 1 for value in values):  # regions: a sigmoid each
+        return sum(value not in (0, [0]) for value in values)
+    return len({value[0] if isinstance(value, list) else value for value in values})
+
+
+def configuration(source: Source, architecture: dict[str, Any], plans: Plans | None) -> dict[str, Any]:
+    """The configuration "3d_fullres_ssl3d": the data of 3d_fullres, `architecture`, a patch that it can take.
+
+    With `plans` patch and batch are those that nnU-Net planned for the data; else the patch of the pre-training. The
+    architecture that nnU-Net planned itself takes the planned patch.
+    """
+    if plans and architecture == plans.parent.get("architecture"):
+        return {
+            "inherits_from": PARENT,
+            "architecture": architecture,
+            "patch_size": list(plans.parent["patch_size"]),
+            "batch_size": plans.parent.get("batch_size", 2),
+        }
     recommended = getattr(source.backbone, "recommended", {"patch_size": (128, 128, 128), "batch_size": 2})
     patch = plans.parent["patch_size"] if plans else source.patch_size or recommended["patch_size"]
     batch = plans.parent.get("batch_size", 2) if plans else recommended["batch_size"]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ssl3d.models.init import TransferReport
+from ssl3d.export.files import write_json, write_text
+from ssl3d.models.transfer import HTML_COLUMNS, TransferReport
+
+_LISTED = 8  # adapted tensors that the terminal names
 
 
 @dataclass
@@ -20,8 +24,10 @@ class ExportReport(TransferReport):
 
     def text(self) -> str:
         """A few plain lines for the terminal."""
-        lines = [f"{self.target}: {self.summary()}"]
-        lines += [f"  {t.outcome} {t.name}: {t.reason}" for t in self.tensors if t.outcome == "adapted"]
+        lines = [f"{self.target}: {self.summary()}", f"  {self.shares()}"]
+        lines += [f"  {t.outcome} {t.name}: {t.reason}" for t in self.tensors if t.outcome == "adapted"][:_LISTED]
+        more = len(self.names("adapted")) - _LISTED
+        lines += [f"  and {more} more (report.json)"] if more > 0 else []
         lines += [f"  {n}" for n in self.notes]
         lines += [f"wrote {path}" for path in self.files]
         return "\n".join(lines)
@@ -35,3 +41,26 @@ class ExportReport(TransferReport):
             "provenance": self.provenance,
             **super().to_dict(),
         }
+
+    def write(self, out: Path) -> None:
+        """report.json and report.html in `out`, last of all, as they name every file written."""
+        self.files += [out / "report.json", out / "report.html"]
+        write_json(out / "report.json", self.to_dict())
+        write_text(out / "report.html", self._page())
+
+    def _page(self) -> str:
+        """The transfer as a row, the notes, and a table of all tensors."""
+        head = "".join(f"<th>{name}</th>" for name in HTML_COLUMNS)
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
+        tensors = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>"
+            for cells in ((t.name, t.part, list(t.shape), t.outcome, t.reason) for t in self.tensors)
+        )
+        title = html.escape(self.target)
+        return (
+            f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{title}</title>"
+            "<style>body{font:14px sans-serif;margin:2em}td,th{text-align:left;padding:2px 12px 2px 0}</style>"
+            f"<h1>{title}</h1><table><tr>{head}</tr>{self.html_row(self.target)}</table><ul>{notes}</ul>"
+            "<table><tr><th>tensor</th><th>part</th><th>shape</th><th>outcome</th><th>how, why</th></tr>"
+            f"{tensors}</table></html>\n"
+        )

@@ -10,7 +10,8 @@ from ssl3d.export.files import write_atomically, write_json
 from ssl3d.export.report import ExportReport
 from ssl3d.export.source import Source
 from ssl3d.models.backbone import Backbone
-from ssl3d.models.init import TensorOutcome, aliases, check_finite
+from ssl3d.models.init import aliases, check_finite
+from ssl3d.models.transfer import Part, TensorOutcome
 
 
 def export_safetensors(source: Source | Backbone, out: Path, strict: bool = False) -> ExportReport:
@@ -33,14 +34,15 @@ def export_safetensors(source: Source | Backbone, out: Path, strict: bool = Fals
     tensors = {}
     for name in aliases(backbone):
         shape = tuple(state[name].shape)
+        part: Part = "encoder" if name in encoder else "decoder"
         if name in encoder or source.trained_decoder:
             value = state[name].detach().cpu()
             tensors[name] = (value.float() if value.is_floating_point() else value).contiguous()
-            report.tensors.append(TensorOutcome(name, "copied", shape))
+            report.tensors.append(TensorOutcome(name, "copied", shape, part=part))
         elif strict:
             raise ValueError(f"--strict: '{name}' belongs to the decoder, which this run did not train")
         else:
-            report.tensors.append(TensorOutcome(name, "ignored", shape, "the run did not train its decoder"))
+            report.tensors.append(TensorOutcome(name, "ignored", shape, "the run did not train its decoder", part))
     content = {
         "backbone": dataclasses.asdict(backbone.spec()),
         "tensors": {name: list(value.shape) for name, value in tensors.items()},
@@ -50,6 +52,5 @@ def export_safetensors(source: Source | Backbone, out: Path, strict: bool = Fals
         write_atomically(out / "model.safetensors", lambda part: save_file(tensors, part, {"format": "pt"})),
         write_json(out / "model.json", content),
     ]
-    report.files.append(out / "report.json")
-    write_json(out / "report.json", report.to_dict())
+    report.write(out)
     return report

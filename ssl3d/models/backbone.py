@@ -37,6 +37,7 @@ class Backbone(nn.Module):
     channels: tuple[int, ...]
     strides: tuple[Size3, ...]
     decoder_channels: tuple[int, ...] = ()
+    recomputes: bool = False  # segments keep their input alone and run again going backward (ssl3d.models.recompute)
 
     @property
     def total_stride(self) -> Size3:
@@ -79,6 +80,13 @@ class Backbone(nn.Module):
     def pool_parameter_names(self) -> set[str]:
         """Names of the parameters that `pool(encode(x))` depends on: the encoder's, unless a family says less."""
         return self.encoder_parameter_names()
+
+    def segments(self) -> list[nn.Module]:
+        """Modules that `encode`, `decode` and `blocks` call as a whole, none inside another; none unless a family says.
+
+        Most parameters and activations lie in them: what is recomputed, or sharded over ranks, a segment at a time.
+        """
+        return []
 
     def check_size(self, size: Sequence[int]) -> None:
         """Raise ValueError naming the axis when `size` (D,H,W) is no multiple of the total stride."""
@@ -196,6 +204,15 @@ def check_normalisable(backbone: Backbone, size: Sequence[int]) -> None:
             f"input size {tuple(size)}: the coarsest scale would be a single voxel, which instance norm cannot "
             "normalise; make one axis twice as long"
         )
+
+
+def outermost(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[nn.Module]:
+    """The modules of these kinds within `module` that lie in no other one of them, each once."""
+    found = dict[int, nn.Module]()
+    for child in module.children():
+        for inner in [child] if isinstance(child, kinds) else outermost(child, kinds):
+            found.setdefault(id(inner), inner)
+    return list(found.values())
 
 
 def global_average(x: Tensor) -> Tensor:

@@ -2,48 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ssl3d.models.backbone import Backbone
-
-Outcome = Literal["copied", "adapted", "fresh", "ignored"]
-
-
-@dataclass(frozen=True)
-class TensorOutcome:
-    """What became of one tensor: `copied`, `adapted` (then how), `fresh` (left as initialised) or `ignored`."""
-
-    name: str
-    outcome: Outcome
-    shape: tuple[int, ...]
-    reason: str = ""
-
-
-@dataclass
-class TransferReport:
-    """One entry a tensor, aliases counted once; `ignored` entries are the source's, all others the target's."""
-
-    tensors: list[TensorOutcome] = field(default_factory=list)
-
-    def names(self, outcome: Outcome) -> list[str]:
-        """Names of the tensors with this outcome."""
-        return [t.name for t in self.tensors if t.outcome == outcome]
-
-    def summary(self) -> str:
-        """One line: how many tensors were copied, adapted, left fresh, ignored."""
-        count = Counter(t.outcome for t in self.tensors)
-        kinds: tuple[Outcome, ...] = ("copied", "adapted", "fresh", "ignored")
-        return ", ".join(f"{count[kind]} {kind}" for kind in kinds if count[kind]) or "no tensors"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types."""
-        return {"summary": self.summary(), "tensors": [{**asdict(t), "shape": list(t.shape)} for t in self.tensors]}
+from ssl3d.models.transfer import Part, TensorOutcome, TransferReport
 
 
 def aliases(module: torch.nn.Module) -> dict[str, list[str]]:
@@ -87,16 +53,17 @@ def load_weights(
     for name, group in aliases(backbone).items():
         known.update(group)
         shape = tuple(target[name].shape)
+        of: Part = "encoder" if name in encoder else "decoder"
         found = [alias for alias in group if alias in state]
         if part == "encoder" and name not in encoder:
-            report.tensors.append(TensorOutcome(name, "fresh", shape, "only the encoder was asked for"))
+            report.tensors.append(TensorOutcome(name, "fresh", shape, "only the encoder was asked for", of))
         elif not found:
             if strict:
                 raise ValueError(f"{source}: there is no tensor '{name}', which this model needs")
-            report.tensors.append(TensorOutcome(name, "fresh", shape, f"not in {source}"))
+            report.tensors.append(TensorOutcome(name, "fresh", shape, f"not in {source}", of))
         else:
             copies[name] = _one_value(state, found, shape, source)
-            report.tensors.append(TensorOutcome(name, "copied", shape))
+            report.tensors.append(TensorOutcome(name, "copied", shape, part=of))
     if not copies:
         raise ValueError(f"{source}: none of the {len(state)} tensors has a name that this model knows")
     for name, value in state.items():

@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from dynamic_network_architectures.building_blocks.plain_conv_encoder import PlainConvEncoder
+from dynamic_network_architectures.building_blocks.residual import BasicBlockD, BottleneckD
 from dynamic_network_architectures.building_blocks.residual_encoders import ResidualEncoder
+from dynamic_network_architectures.building_blocks.simple_conv_blocks import StackedConvBlocks
 from dynamic_network_architectures.building_blocks.unet_decoder import UNetDecoder
 from torch import Tensor, nn
 
-from ssl3d.models.backbone import BackboneSpec, StagedBackbone, check_image, check_normalisable
+from ssl3d.models.backbone import BackboneSpec, StagedBackbone, check_image, check_normalisable, outermost
 from ssl3d.regions import Size3
 
 KW_REQUIRES_IMPORT = ("conv_op", "norm_op", "dropout_op", "nonlin")
@@ -100,6 +102,10 @@ class NNUNetBackbone(StagedBackbone):
         stages = [[stage] for stage in self.encoder.stages]
         stem = getattr(self.encoder, "stem", None)
         return [[stem, *stages[0]], *stages[1:]] if stem is not None else stages
+
+    def segments(self) -> list[nn.Module]:
+        """Stem, residual blocks and decoder stages; of a plain encoder, its stages."""
+        return outermost(self, (BasicBlockD, BottleneckD, StackedConvBlocks))
 
     def decode(self, features: Sequence[Tensor], down_to: int = 0) -> list[Tensor]:
         """Encoder features -> decoder features of scales down_to, ..., n-2, finest first, before any head."""

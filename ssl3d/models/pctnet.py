@@ -11,7 +11,7 @@ from monai.networks.nets.swin_unetr import BasicLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl3d.models.backbone import Backbone, BackboneSpec, check_image
+from ssl3d.models.backbone import Backbone, BackboneSpec, check_image, outermost
 from ssl3d.models.nnunet import cumulative
 from ssl3d.regions import Size3
 
@@ -228,6 +228,10 @@ class PCTNet(Backbone):
             x = block(up(features[scale], x))
             outputs.append(x)
         return outputs[::-1]
+
+    def segments(self) -> list[nn.Module]:
+        """The convolutional blocks, and those beside attention."""
+        return outermost(self, (ConvTransBlock, ConvBlock, UpCatBlock))
 
     def spec(self) -> BackboneSpec:
         """Constructor arguments."""

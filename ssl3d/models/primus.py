@@ -7,17 +7,18 @@ from typing import Any, Literal
 
 import torch
 from dynamic_network_architectures.architectures import primus as dna
+from dynamic_network_architectures.building_blocks.residual import BasicBlockD
 from timm.layers import build_rotary_pos_embed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl3d.models.backbone import BackboneSpec, TokenBackbone, check_image, check_normalisable
+from ssl3d.models.backbone import BackboneSpec, TokenBackbone, check_image, check_normalisable, outermost
 from ssl3d.regions import Size3
 
 Size = Literal["tiny", "S", "B", "M", "L"]
 
 # (features, blocks, heads); S to L are those of the paper, `tiny` is made for CPUs.
-_SIZES = {"tiny": (96, 4, 4), "S": (396, 12, 6), "B": (792, 12, 12), "M": (864, 16, 12), "L": (1056, 24, 16)}
+SIZES = {"tiny": (96, 4, 4), "S": (396, 12, 6), "B": (792, 12, 12), "M": (864, 16, 12), "L": (1056, 24, 16)}
 _DECODER_FEATURES = 16
 
 
@@ -43,8 +44,8 @@ class Primus(TokenBackbone):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        if size not in _SIZES:
-            raise ValueError(f"model.size is {size!r}; it must be one of {', '.join(_SIZES)}")
+        if size not in SIZES:
+            raise ValueError(f"model.size is {size!r}; it must be one of {', '.join(SIZES)}")
         if in_channels < 1:
             raise ValueError(f"model.in_channels is {in_channels}; it must be at least 1")
         if len(patch_size) != 3 or any(p < 1 or p & (p - 1) for p in patch_size) or max(patch_size) < 2:
@@ -57,7 +58,7 @@ class Primus(TokenBackbone):
             raise ValueError(f"model.drop_path is {drop_path}; it must be at least 0 and below 1")
         self.size, self.in_channels, self.drop_path = size, in_channels, drop_path
         self.patch_size, self.input_size = _size3(patch_size), _size3(input_size)
-        self.embed_dim, self.depth, heads = _SIZES[size]
+        self.embed_dim, self.depth, heads = SIZES[size]
         self.channels, self.strides = (self.embed_dim,), (self.patch_size,)
 
         network = self._network(
@@ -159,6 +160,10 @@ class Primus(TokenBackbone):
             outputs.append(x)
         return outputs[::-1]
 
+    def segments(self) -> list[nn.Module]:
+        """The blocks, and the decoder's stages."""
+        return [*self.eva.blocks, *self.up_projection.decode[: len(self.decoder_channels)]]
+
     def spec(self) -> BackboneSpec:
         """Constructor arguments. No architecture block: nnU-Net builds a Primus in its trainers, not from plans."""
         kwargs = {
@@ -193,6 +198,10 @@ class PrimusV2(Primus):
 
     def _network(self, **kwargs: Any) -> dna.Primus:
         return dna.PrimusV2(**kwargs)
+
+    def segments(self) -> list[nn.Module]:
+        """Primus's, and the residual blocks of the stem."""
+        return [*outermost(self.down_projection, (BasicBlockD,)), *super().segments()]
 
     def spec(self) -> BackboneSpec:
         """Constructor arguments. No architecture block: nnU-Net builds a Primus in its trainers, not from plans."""

@@ -14,7 +14,7 @@ from ssl3d.models.backbone import Backbone, BackboneSpec, check_image
 Depth = Literal[10, 18, 34, 50, 101, 152, 200]
 
 # (block, blocks a layer, how a layer's first block brings its input along): as MedicalNet's weights need it.
-_DEPTHS: dict[int, tuple[str, list[int], str]] = {
+DEPTHS: dict[int, tuple[str, list[int], str]] = {
     10: ("basic", [1, 1, 1, 1], "B"),
     18: ("basic", [2, 2, 2, 2], "A"),
     34: ("basic", [3, 4, 6, 3], "A"),
@@ -52,14 +52,14 @@ class ResNet(Backbone):
 
     def __init__(self, depth: Depth = 50, in_channels: int = 1, dilated: bool = False, width: float = 1.0) -> None:
         super().__init__()
-        if depth not in _DEPTHS:
-            raise ValueError(f"model.depth is {depth!r}; it must be one of {', '.join(map(str, _DEPTHS))}")
+        if depth not in DEPTHS:
+            raise ValueError(f"model.depth is {depth!r}; it must be one of {', '.join(map(str, DEPTHS))}")
         if in_channels < 1:
             raise ValueError(f"model.in_channels is {in_channels}; it must be at least 1")
         if 64 * width < 1:
             raise ValueError(f"model.width is {width}; it must be at least 1/64 (a feature in the first layer)")
         self.depth, self.in_channels, self.dilated, self.width = depth, in_channels, dilated, width
-        block, layers, shortcut = _DEPTHS[depth]
+        block, layers, shortcut = DEPTHS[depth]
         network = MonaiResNet(
             block,
             layers,
@@ -99,6 +99,10 @@ class ResNet(Backbone):
     def decode(self, features: Sequence[Tensor], down_to: int = 0) -> list[Tensor]:
         """Refused by a ValueError: a ResNet has no decoder."""
         raise ValueError("decode: a ResNet has no decoder")
+
+    def segments(self) -> list[nn.Module]:
+        """The residual blocks."""
+        return [*self.layer1, *self.layer2, *self.layer3, *self.layer4]
 
     def spec(self) -> BackboneSpec:
         """Constructor arguments."""

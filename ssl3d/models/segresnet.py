@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from monai.networks.blocks.segresnet_block import ResBlock
 from monai.networks.nets.segresnet import SegResNet as MonaiSegResNet
-from torch import Tensor
+from torch import Tensor, nn
 
-from ssl3d.models.backbone import Backbone, BackboneSpec, check_image
+from ssl3d.models.backbone import Backbone, BackboneSpec, check_image, outermost
 
 Upsampling = Literal["nontrainable", "deconv"]
 
@@ -84,6 +85,10 @@ class SegResNet(Backbone):
         if down_to == 0:
             outputs[-1] = self.conv_final(x)
         return outputs[::-1]
+
+    def segments(self) -> list[nn.Module]:
+        """The residual blocks of both ways."""
+        return outermost(self, (ResBlock,))
 
     def spec(self) -> BackboneSpec:
         """Constructor arguments."""

@@ -16,6 +16,7 @@ from dynamic_network_architectures.building_blocks.simple_conv_blocks import Con
 from torch import Tensor, nn
 
 from ssl3d.models.backbone import StagedBackbone
+from ssl3d.models.recompute import again
 from ssl3d.models.sparse_layout import ONE, ActiveScales, ActiveVoxels, times
 from ssl3d.models.sparse_ops import average_pool, convolve, normalise, runs_on_tiles, triple
 from ssl3d.models.stunet import BasicResBlock
@@ -76,8 +77,9 @@ def encode_visible(
     scales = ActiveScales(hidden, block, (d, h, w))
     rows, stride = scales.at(ONE).take(image), ONE
     found: list[Tensor] = []
+    run = again(run_stage, []) if backbone.recomputes else run_stage
     for steps, gathered in zip(encoder_steps(backbone), choices(backbone, scales, gather), strict=True):
-        rows = run_stage(steps, rows, scales, stride, gathered)
+        rows = run(steps, rows, scales, stride, gathered)
         stride = times(stride, _strides(steps))
         found.append(rows)
     return SparseFeatures(found, [scales.at(stride) for stride in backbone.strides])

@@ -10,14 +10,14 @@ from dynamic_network_architectures.initialization.weight_init import InitWeights
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl3d.models.backbone import BackboneSpec, StagedBackbone, check_image, check_normalisable
+from ssl3d.models.backbone import BackboneSpec, StagedBackbone, check_image, check_normalisable, outermost
 from ssl3d.models.nnunet import cumulative
 from ssl3d.regions import Size3
 
 Size = Literal["tiny", "S", "B", "L", "H"]
 
 # (features of the first stage, residual blocks a stage); S to H are those of the paper, `tiny` is made for CPUs.
-_SIZES = {"tiny": (8, 1), "S": (16, 1), "B": (32, 1), "L": (64, 2), "H": (96, 3)}
+SIZES = {"tiny": (8, 1), "S": (16, 1), "B": (32, 1), "L": (64, 2), "H": (96, 3)}
 _WIDTHS = (1, 2, 4, 8, 16, 16)
 
 
@@ -66,8 +66,8 @@ class STUNet(StagedBackbone):
 
     def __init__(self, size: Size = "B", in_channels: int = 1, strides: tuple[Size3, ...] | None = None) -> None:
         super().__init__()
-        if size not in _SIZES:
-            raise ValueError(f"model.size is {size!r}; it must be one of {', '.join(_SIZES)}")
+        if size not in SIZES:
+            raise ValueError(f"model.size is {size!r}; it must be one of {', '.join(SIZES)}")
         if in_channels < 1:
             raise ValueError(f"model.in_channels is {in_channels}; it must be at least 1")
         if strides is not None and (len(strides) != 5 or any(len(s) != 3 or min(s) < 1 for s in strides)):
@@ -75,7 +75,7 @@ class STUNet(StagedBackbone):
         steps: list[Size3] = [(2, 2, 2)] * 5 if strides is None else [(d, h, w) for d, h, w in strides]
         self.size, self.in_channels = size, in_channels
         self._strides = None if strides is None else [list(s) for s in steps]
-        width, depth = _SIZES[size]
+        width, depth = SIZES[size]
         self.channels = tuple(width * w for w in _WIDTHS)
         self.strides = tuple(cumulative([(1, 1, 1), *steps]))
         self.decoder_channels = self.channels[:-1]
@@ -109,6 +109,10 @@ class STUNet(StagedBackbone):
             x = self.conv_blocks_localization[i](x)
             outputs.append(x)
         return outputs[::-1]
+
+    def segments(self) -> list[nn.Module]:
+        """The residual blocks of both ways."""
+        return outermost(self, (BasicResBlock,))
 
     def spec(self) -> BackboneSpec:
         """Constructor arguments."""

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
+from monai.networks.nets.swin_unetr import SwinTransformerBlock
 from monai.networks.nets.swin_unetr import SwinUNETR as MonaiSwinUNETR
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ssl3d.models.backbone import (
@@ -16,6 +18,7 @@ from ssl3d.models.backbone import (
     check_image,
     check_normalisable,
     global_average,
+    outermost,
 )
 from ssl3d.regions import Size3
 
@@ -23,7 +26,7 @@ Size = Literal["tiny", "S", "B", "L"]
 Pooling = Literal["coarsest", "voco"]
 
 # (features, window): S is the network of the Swin UNETR and VoCo papers ("VoCo-B"), B and L double it once and twice.
-_SIZES = {"tiny": (12, 4), "S": (48, 7), "B": (96, 7), "L": (192, 7)}
+SIZES = {"tiny": (12, 4), "S": (48, 7), "B": (96, 7), "L": (192, 7)}
 _POOLED_BY_VOCO = (0, 1, 2, 3, 5)  # stride 16 enters the decoder as it leaves the transformer, and no embedding
 
 
@@ -65,8 +68,8 @@ class SwinUNETR(MaskableBackbone):
         recompute: bool = False,
     ) -> None:
         super().__init__()
-        if size not in _SIZES:
-            raise ValueError(f"model.size is {size!r}; it must be one of {', '.join(_SIZES)}")
+        if size not in SIZES:
+            raise ValueError(f"model.size is {size!r}; it must be one of {', '.join(SIZES)}")
         if in_channels < 1:
             raise ValueError(f"model.in_channels is {in_channels}; it must be at least 1")
         if pooling not in ("coarsest", "voco"):
@@ -82,7 +85,7 @@ class SwinUNETR(MaskableBackbone):
             "drop_path": drop_path,
             "recompute": recompute,
         }
-        f, window = _SIZES[size]
+        f, window = SIZES[size]
         self.embed_dim = f
         self.channels = (f, f, 2 * f, 4 * f, 8 * f, 16 * f)
         self.strides = tuple((s, s, s) for s in (1, 2, 4, 8, 16, 32))
@@ -150,6 +153,10 @@ class SwinUNETR(MaskableBackbone):
 
     def _pooled(self) -> tuple[int, ...]:
         return _POOLED_BY_VOCO if self._kwargs["pooling"] == "voco" else (5,)
+
+    def segments(self) -> list[nn.Module]:
+        """The transformer's blocks, the convolutional ones of both ways."""
+        return outermost(self, (SwinTransformerBlock, UnetrBasicBlock, UnetrUpBlock))
 
     def spec(self) -> BackboneSpec:
         """Constructor arguments."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl3d.models.backbone import Backbone, BackboneSpec, check_image
+from ssl3d.models.backbone import Backbone, BackboneSpec, check_image, outermost
 
 
 class LUConv(nn.Module):
@@ -98,6 +98,10 @@ class UNet3D(Backbone):
             x = ups[scale](x, features[scale])
             outputs.append(x)
         return outputs[::-1]
+
+    def segments(self) -> list[nn.Module]:
+        """The scales of both ways."""
+        return outermost(self, (DownTransition, UpTransition))
 
     def spec(self) -> BackboneSpec:
         """Constructor arguments."""

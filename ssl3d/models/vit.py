@@ -160,6 +160,10 @@ class ViT(TokenBackbone):
         self.check_down_to(down_to)
         return self.decoder(features[-1], down_to)
 
+    def segments(self) -> list[nn.Module]:
+        """The blocks, and the decoder's stages."""
+        return [*self.layers, *self.decoder.stages]
+
     def spec(self) -> BackboneSpec:
         """Constructor arguments."""
         kwargs = {"size": self.size, "in_channels": self.in_channels, "patch_size": list(self.patch_size)}

@@ -26,5 +26,6 @@ class Previews:
             lambda: save_preview(folder, training.step, drawn), folder, training.interruption.asked
         )
         if path is not None:
-            training.wandb.picture(path, training.step)
+            for tracker in training.trackers:
+                tracker.picture(path, training.step)
         return {}

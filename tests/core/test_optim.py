@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from ssl3d import optim
-from ssl3d.config import ConfigError, GroupConfig, OptimConfig
+from ssl3d.config import ConfigError, OptimConfig
+from ssl3d.recipe import GroupConfig
 
 
 class Net(nn.Module):

@@ -93,7 +93,7 @@ def test_a_run_directory_holds_what_it_promises(tiny, tmp_path):
     assert saved == tiny("run.preview_every=4", "run.holdout_every=4", "data.holdout=0.2")
     assert json.loads((run / "environment.json").read_text())["packages"]["torch"]
     seen = pd.read_parquet(run / "seen.parquet")
-    assert list(seen.columns) == ["fingerprint", "perceptual_hash", "subject"]
+    assert list(seen.columns) == ["fingerprint", "perceptual_hash", "subject", "volume", "store"]
     assert len(seen) == 5, "the held-out subject is not among those trained on"
     assert sorted(p.name for p in (run / "previews").iterdir()) == ["step_00000004.png", "step_00000008.png"]
     lines = read_metrics(run / "metrics.jsonl")
@@ -252,8 +252,9 @@ def test_two_ranks_are_one_rank(tiny, tmp_path):
 @pytest.mark.slow
 def test_wandb_offline_is_written_and_continued(tiny, tmp_path, monkeypatch, stop_after):
     monkeypatch.setenv("WANDB_SILENT", "true")
-    recipe = tiny("wandb.mode=offline")
-    stop_after(5)
+    watched = ["run.collapse_every=2", "run.holdout_every=4", "run.preview_every=4", "data.holdout=0.2"]
+    recipe = tiny("wandb.mode=offline", *watched)
+    stop_after(3)
     with pytest.raises(Stop):
         train(recipe)
     run = train(recipe)

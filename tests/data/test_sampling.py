@@ -197,3 +197,85 @@ def test_groups_of_one_volume_have_places_of_their_own(make_store):
         assert len({s.row for s in group}) == 1 and len({s.seed for s in group}) == 4
         assert [plan.sample(4 * g + k) for k in range(4)] == group
     assert np.mean([len({s.start for s in group}) for group in groups]) > 2
+
+
+def test_crops_of_a_volume_follow_one_another(tmp_path):
+    """k crops of a volume in a row, at places of their own; an epoch has every volume once, in an order of its own."""
+    store = small_store(tmp_path / "s.zarr", [f"p{i}" for i in range(11)])
+    plan = SamplingPlan([store], RegionSpec((2, 3, 2)), seed=4, crops_per_volume=5)
+    samples = [plan.sample(i) for i in range(3 * 55)]
+    visits = [samples[k : k + 5] for k in range(0, len(samples), 5)]
+    assert all(len({s.volume for s in visit}) == 1 for visit in visits)
+    assert np.mean([len({s.start for s in visit}) for visit in visits]) > 4
+    epochs = [[visit[0].volume for visit in visits[k : k + 11]] for k in (0, 11, 22)]
+    assert all(sorted(epoch) == list(range(11)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != list(range(11))
+    assert [s.number for s in samples] == list(range(165)) and len({s.seed for s in samples}) == 165
+
+
+def test_the_order_of_visits_is_a_pure_function_of_seed_and_index(make_store):
+    store = open_store(make_store())
+    plan, again = (SamplingPlan([store], RegionSpec(SIZE, group=2), 5, crops_per_volume=3) for _ in range(2))
+    forward = [plan.sample(i) for i in range(80)]
+    assert forward == [again.sample(i) for i in reversed(range(80))][::-1]
+    assert forward != [
+        SamplingPlan([store], RegionSpec(SIZE, group=2), 6, crops_per_volume=3).sample(i) for i in range(80)
+    ]
+    assert [plan.sample(i) for i in (10**9, 7, 10**9)][::2] == [again.sample(10**9)] * 2
+    one = [SamplingPlan([store], RegionSpec(SIZE), 5, crops_per_volume=1).sample(i) for i in range(9)]
+    assert one == [SamplingPlan([store], RegionSpec(SIZE), 5).sample(i) for i in range(9)]
+    with pytest.raises(ValueError, match=r"data\.crops_per_volume is 0"):
+        SamplingPlan([store], RegionSpec(SIZE), 5, crops_per_volume=0)
+
+
+def test_visits_keep_the_shares_of_subjects_sessions_and_stores(tmp_path):
+    """An epoch has as many visits as volumes; a subject with 30 scans does not swamp them, and a weight is a weight."""
+    fmri = [("many", "a")] * 28 + [("many", "b")] * 2
+    store = small_store(tmp_path / "s.zarr", [*fmri, "one", "two"])
+    plan = SamplingPlan([store], RegionSpec((4, 4, 4)), seed=0, crops_per_volume=2)
+    epochs = [[plan.sample(2 * (32 * e + v)).row for v in range(32)] for e in range(90)]
+    name, session = store.index["subject"], store.index["session"]
+    for rows in epochs:
+        found = Counter(name[row] for row in rows)
+        assert all(n in (10, 11) for n in found.values()) and len(found) == 3
+    drawn = Counter(row for rows in epochs for row in rows)
+    assert min(drawn.values()) > 0 and len(drawn) == 32
+    by_session = Counter(session[row] for row in drawn.elements() if name[row] == "many")
+    assert abs(by_session["a"] / by_session.total() - 0.5) < 0.02
+    other = small_store(tmp_path / "o.zarr", ["x", "y"])
+    weighted = SamplingPlan([store, other], RegionSpec((4, 4, 4)), 0, weights=[0.75, 0.25], crops_per_volume=2)
+    shares = np.mean([weighted.sample(2 * v).store for v in range(34 * 20)])
+    assert shares == pytest.approx(0.25, abs=0.002)
+
+
+def test_groups_of_distinct_volumes_are_visited_together(make_store):
+    store = open_store(make_store())
+    plan = SamplingPlan([store], RegionSpec((2, 3, 2), group=2), seed=0, crops_per_volume=3)
+    groups = [plan.group(g) for g in range(3 * 2 * 10)]
+    for visit in range(20):
+        volumes = [[s.volume for s in group] for group in groups[3 * visit : 3 * visit + 3]]
+        assert volumes[0] == volumes[1] == volumes[2] and len(set(volumes[0])) == 2
+    for epoch in range(10):  # of four volumes: two visits of two
+        assert {s.volume for group in groups[6 * epoch : 6 * epoch + 6] for s in group} == {0, 1, 2, 3}
+    odd = SamplingPlan([store], RegionSpec((2, 3, 2), group=3), seed=0, crops_per_volume=2)  # 4 is no multiple of 3
+    assert all(len({s.volume for s in odd.group(g)}) == 3 for g in range(60))
+    places = SamplingPlan([store], RegionSpec((2, 3, 2), group=3, same_volume=True), seed=0, crops_per_volume=2)
+    assert [len({s.volume for g in (2 * v, 2 * v + 1) for s in places.group(g)}) for v in range(8)] == [1] * 8
+    assert {places.group(2 * v)[0].volume for v in range(4)} == {0, 1, 2, 3}
+
+
+def test_groups_of_one_modality_stay_so_in_visits(tmp_path):
+    root = tmp_path / "s.zarr"
+    create_store(root)
+    for i in range(9):
+        add_volume(root, f"v{i}", i, (6, 7, 8), subject=f"p{i}", modality=["ct" if i < 5 else "mr"])
+    build_index(root)
+    store = open_store(root)
+    spec = RegionSpec((4, 4, 4), group=4, same_modality=True)
+    plan = SamplingPlan([store], spec, seed=0, crops_per_volume=2)
+    modality = [m[0] for m in store.index["modality"]]
+    for g in range(0, 60, 2):
+        rows = [s.row for s in plan.group(g)]
+        assert rows == [s.row for s in plan.group(g + 1)] and len(set(rows)) == 4
+        assert len({modality[row] for row in rows}) == 1
+    assert {plan.group(2 * v)[0].row for v in range(9)} == set(range(9))

@@ -11,7 +11,7 @@ from downstream.guard import LeakError, check_leak
 from ssl3d.data.subjects import hash_subject
 
 TEST = pd.DataFrame(
-    {"id": ["v1", "v2", "v3"], "fingerprint": ["f1", "f2", "f3"], "subject": ["anna", "bert", "bert"]}
+    {"volume": ["v1", "v2", "v3"], "fingerprint": ["f1", "f2", "f3"], "subject": ["anna", "bert", "bert"]}
 )
 
 

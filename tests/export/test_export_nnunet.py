@@ -136,7 +136,7 @@ def test_report_names_every_tensor_once(backbone, tmp_path):
     saved = json.loads((tmp_path / "report.json").read_text())
     assert saved["summary"] == report.summary()
     assert len(saved["tensors"]) == len(report.tensors)
-    assert set(saved["files"]) == {p.name for p in tmp_path.iterdir()}
+    assert set(saved["files"]) == {p.name for p in tmp_path.rglob("*") if p.is_file()}
 
 
 def test_untrained_decoder_is_fresh(backbone, tmp_path):

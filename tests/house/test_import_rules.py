@@ -18,7 +18,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "ssl3d.seeding": (),
     "ssl3d.regions": ("ssl3d.seeding",),
     "ssl3d.schema": ("ssl3d.seeding",),  # the typed reading of a recipe, config's other half
-    "ssl3d.config": ("ssl3d.schema", "ssl3d.seeding", "ssl3d.models.backbone", "ssl3d.tasks.task"),
+    "ssl3d.recipe": ("ssl3d.schema",),
+    "ssl3d.config": ("ssl3d.recipe", "ssl3d.schema", "ssl3d.seeding", "ssl3d.models.backbone", "ssl3d.tasks.task"),
     "ssl3d.losses": ("ssl3d.losses", "ssl3d.seeding"),
     "ssl3d.data.format": ("ssl3d.seeding",),
     "ssl3d.data": ("ssl3d.data", "ssl3d.regions", "ssl3d.seeding"),

@@ -92,4 +92,5 @@ def test_report_is_plain():
         "outcome": "copied",
         "shape": [4, 1, 3, 3, 3],
         "reason": "",
+        "part": "encoder",
     }

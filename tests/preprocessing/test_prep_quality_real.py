@@ -6,10 +6,10 @@ import pytest
 from scipy import ndimage
 
 from preprocessing.geometry import Scan, canonical
-from preprocessing.looks import NEAR, Looks
 from preprocessing.masks import looks_like_labels
 from preprocessing.modality import infer
 from preprocessing.unmeasured import blanked
+from ssl3d.data.looks import NEAR, Looks
 
 pytestmark = pytest.mark.slow
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 import pandas as pd
 from scipy.ndimage import convolve1d
 
 from ssl3d.data.thumbnail import SIDE, world_boxes
-from ssl3d.data.thumbnail_file import ThumbnailFile
 
+MAX_FLIPS = 12  # bits in which the hashes of two volumes that look alike may differ
 NEAR = 0.99  # correlation of 32^3 thumbnails; a hash alone would merge most of a registered or cropped archive
 _BLUR = (0.25, 0.5, 0.25)  # resampling costs a small volume the detail of a voxel of its thumbnail; copies stay above
 _COARSE_SIDE = 8
@@ -18,13 +20,19 @@ _OVERLAP = 0.5  # of both volumes, in the world
 _LOOSE = 0.25  # squared distance of unit vectors (a correlation of 0.875) up to which a crop may pass
 
 
+class Thumbnails(Protocol):
+    """A `ThumbnailFile`, or several of them one behind the other."""
+
+    def __getitem__(self, row: int) -> np.ndarray: ...
+
+
 class Looks:
     """Thumbnails of chosen rows, and 8^3 pictures of them that are kept once they have been needed.
 
     `index`: columns `affine` and `shape` of those rows.
     """
 
-    def __init__(self, thumbnails: ThumbnailFile, index: pd.DataFrame, rows: np.ndarray) -> None:
+    def __init__(self, thumbnails: Thumbnails, index: pd.DataFrame, rows: np.ndarray) -> None:
         self._thumbnails, self._rows = thumbnails, rows
         self._boxes = world_boxes(np.array(index["affine"].tolist()), np.array(index["shape"].tolist()))
         self._coarse = np.zeros((len(rows), _COARSE_SIDE**3), np.float32)
