@@ -36,11 +36,11 @@ EXTRA: dict[str, dict[str, tuple[Any, Any]]] = {
 
 
 # Ranges that a type cannot say.
-_POSITIVE = ("run.steps", "run.accumulate", "data.batch_size", "optim.lr", "probe.regions")
+_POSITIVE = ("run.steps", "run.accumulate", "data.batch_size", "data.crops_per_volume", "optim.lr", "probe.regions")
 _NOT_NEGATIVE = (
     "run.seed", "run.log_every", "run.checkpoint_every", "run.preview_every", "run.holdout_every", "run.collapse_every",
     "optim.weight_decay", "probe.every",
-    "optim.warmup_steps", "optim.lr_end", "data.workers", "optim.weight_decay_end",
+    "optim.warmup_steps", "optim.lr_end", "data.workers", "data.cache_gb", "optim.weight_decay_end",
 )  # fmt: skip
 
 

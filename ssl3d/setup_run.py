@@ -40,8 +40,8 @@ from ssl3d.terminal import say
 # (that the volumes are still the same ones is checked by their fingerprints).
 MAY_CHANGE = (
     "run.dir", "run.devices", "run.log_every", "run.checkpoint_every", "run.preview_every", "run.holdout_every",
-    "run.collapse_every", "data.store", "data.workers", "data.include", "data.exclude", "data.on_error", "model.init",
-    "probe", "wandb", "guard", "run.trackers",
+    "run.collapse_every", "data.store", "data.workers", "data.cache_gb", "data.include", "data.exclude", "data.on_error",
+    "model.init", "probe", "wandb", "guard", "run.trackers",
 )  # fmt: skip
 
 
@@ -173,7 +173,10 @@ class RunData:
         }  # fmt: skip
         held_out = split_holdout(stores, data.holdout, recipe.run.seed) - exclude if data.holdout else set()
         held_out = held_out if include is None else held_out & include
-        plan = SamplingPlan(stores, spec, recipe.run.seed, include=include, exclude=exclude | held_out, **common)
+        plan = SamplingPlan(
+            stores, spec, recipe.run.seed, include=include, exclude=exclude | held_out,
+            crops_per_volume=data.crops_per_volume, **common,
+        )  # fmt: skip
         holdout = None
         if held_out:
             seed = mix(recipe.run.seed, "holdout")
@@ -202,8 +205,10 @@ class RunData:
             channels=data.channels,
             normalise=data.normalise,
             start_step=start_step,
-            pin=fabric.device.type == "cuda",
+            device=fabric.device,
             on_error=data.on_error,
+            local_ranks=len(getattr(fabric.strategy, "parallel_devices", None) or [fabric.device]),
+            cache_gb=data.cache_gb,
         )
 
     def lineage(self) -> dict[str, Any]:
