@@ -29,7 +29,8 @@ from ssl3d.data.sampling import SamplingPlan, split_holdout
 from ssl3d.data.store import Store, open_store
 from ssl3d.environment import environment
 from ssl3d.guard import Guarded, guard
-from ssl3d.leaks import SEEN_FILE, find_seen
+from ssl3d.initial import Initial
+from ssl3d.leaks import SEEN_FILE
 from ssl3d.log import write_json
 from ssl3d.memory import keep_freed_memory
 from ssl3d.seeding import mix
@@ -41,7 +42,7 @@ from ssl3d.terminal import say
 MAY_CHANGE = (
     "run.dir", "run.devices", "run.log_every", "run.checkpoint_every", "run.preview_every", "run.holdout_every",
     "run.collapse_every", "data.store", "data.workers", "data.cache_gb", "data.include", "data.exclude", "data.on_error",
-    "model.init", "probe", "wandb", "guard", "run.trackers",
+    "model.init", "model.init_minimum", "model.init_inflate", "model.init_cast", "model.init_trust", "probe", "wandb", "guard", "run.trackers",
 )  # fmt: skip
 
 
@@ -156,15 +157,18 @@ class RunData:
     normalisation: dict[str, Any]
     median_spacing: list[float]
     guarded: Guarded
+    initial: Initial | None
 
     @classmethod
-    def build(cls, recipe: Recipe, stores: list[Store], objective: Objective) -> RunData:
-        """Plans over the stores, less the excluded, leaking and held-out subjects.
+    def build(
+        cls, recipe: Recipe, stores: list[Store], objective: Objective, initial: Initial | None = None
+    ) -> RunData:
+        """Plans over the stores, less the excluded, leaking and held-out subjects; `initial`: what it starts from.
 
         Raises ConfigError when nothing is left, or as `ssl3d.guard.guard`.
         """
         data, spec = recipe.data, objective.region
-        inherited = _inherited(recipe.model["init"])
+        inherited = None if initial is None else initial.seen  # its weights have seen it too
         guarded = guard(recipe, stores, inherited)
         include = config.subjects(data.include, "data.include")
         exclude = (config.subjects(data.exclude, "data.exclude") or set()) | guarded.subjects
@@ -190,7 +194,7 @@ class RunData:
         digest = hashlib.blake2b("\n".join(seen["fingerprint"]).encode(), digest_size=16).hexdigest()
         spacing = np.median(np.concatenate([s.column("spacing")[plan.rows(i)] for i, s in enumerate(stores)]), axis=0)
         numbers = describe_normalisation(stores, data.normalise)
-        return cls(recipe, plan, holdout, seen, digest, numbers, [float(v) for v in spacing], guarded)
+        return cls(recipe, plan, holdout, seen, digest, numbers, [float(v) for v in spacing], guarded, initial)
 
     def loader(self, fabric: Fabric, start_step: int) -> RegionLoader:
         """Micro-batches of this rank from optimiser step `start_step` on."""
@@ -240,12 +244,6 @@ class RunData:
         return ", ".join(words) + (f" and {size - most} more" if size > most else "")
 
 
-def _inherited(init: str | None) -> pd.DataFrame | None:
-    """What the run that this one starts from was trained on: its weights have seen it too."""
-    file = None if init is None else find_seen(Path(init))
-    return None if file is None else pd.read_parquet(file)
-
-
 def refuse_other_volumes(folder: Path, seen_digest: str, data: RunData) -> None:
     """A resumed run goes on with the volumes it was started with. Raises ConfigError when they are others."""
     if data.seen_digest != seen_digest:
@@ -256,7 +254,7 @@ def refuse_other_volumes(folder: Path, seen_digest: str, data: RunData) -> None:
 
 
 def write_start(folder: Path, recipe: Recipe, data: RunData, fabric: Fabric) -> None:
-    """recipe.yaml, environment.json, seen.parquet and normalisation.json, before the first step."""
+    """recipe.yaml, environment.json, seen.parquet, normalisation.json, initial weights, before the first step."""
     (folder / "recipe.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(recipe.to_dict())), encoding="utf-8")
     for sentence in data.guarded.sentences:
         say(sentence)
@@ -265,6 +263,8 @@ def write_start(folder: Path, recipe: Recipe, data: RunData, fabric: Fabric) -> 
         "guard": list(data.guarded.sentences),
     })  # fmt: skip
     write_json(folder / "normalisation.json", data.normalisation)
+    if data.initial is not None:
+        data.initial.write(folder)
     part = folder / (SEEN_FILE + ".part")
     data.seen.to_parquet(part, index=False)
     part.replace(folder / SEEN_FILE)
