@@ -1,11 +1,9 @@
-"""What stands around a run before and beside the loop: its folder and lock, devices, data and first files."""
+"""What stands around a run before and beside the loop: its folder and lock, data and first files."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,10 +12,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import SLURMEnvironment
 from omegaconf import OmegaConf
 
 from ssl3d import config
@@ -32,7 +28,6 @@ from ssl3d.guard import Guarded, guard
 from ssl3d.initial import Initial
 from ssl3d.leaks import SEEN_FILE
 from ssl3d.log import write_json
-from ssl3d.memory import keep_freed_memory
 from ssl3d.seeding import mix
 from ssl3d.tasks.task import Objective
 from ssl3d.terminal import say
@@ -40,7 +35,8 @@ from ssl3d.terminal import say
 # Keys that may differ when a run is resumed: they change neither samples nor weights, or are paths that may have moved
 # (that the volumes are still the same ones is checked by their fingerprints).
 MAY_CHANGE = (
-    "run.dir", "run.devices", "run.log_every", "run.checkpoint_every", "run.preview_every", "run.holdout_every",
+    "run.dir", "run.devices", "run.strategy", "run.recompute", "run.log_every", "run.checkpoint_every",
+    "run.preview_every", "run.holdout_every",
     "run.collapse_every", "data.store", "data.workers", "data.cache_gb", "data.include", "data.exclude", "data.on_error",
     "model.init", "model.init_minimum", "model.init_inflate", "model.init_cast", "model.init_trust", "probe", "wandb", "guard", "run.trackers",
 )  # fmt: skip
@@ -93,47 +89,6 @@ def refuse_other_recipe(folder: Path, before: Mapping[str, Any], recipe: Recipe)
                 [f"{key} is {new.get(key)!r}, but the run in '{folder}' was started with {old.get(key)!r}: "
                  "choose another run.dir, or the old value to resume"]
             )  # fmt: skip
-
-
-def make_fabric(recipe: Recipe, precision: str) -> Fabric:
-    """Fabric on the GPUs there are, else on the CPU; DDP as soon as there is more than one device."""
-    on_gpu = torch.cuda.is_available()
-    devices = recipe.run.devices
-    if on_gpu and isinstance(devices, int) and devices > torch.cuda.device_count():
-        raise ConfigError([f"run.devices is {devices}, but this machine has {torch.cuda.device_count()} GPU(s)"])
-    count = devices if isinstance(devices, int) else (torch.cuda.device_count() if on_gpu else 1)
-    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1  # by torchrun, which has said how many there are
-    if launched:
-        count = int(os.environ.get("LOCAL_WORLD_SIZE", count))
-    slurm = not launched and SLURMEnvironment.detect()  # srun has started a process a device
-    nodes = int(os.environ.get("SLURM_NNODES", "1")) if slurm else int(os.environ.get("GROUP_WORLD_SIZE", "1"))
-    if on_gpu and torch.__version__.startswith("2.9."):
-        warnings.warn("torch 2.9 has a slow conv3d under AMP: use 2.8 or 2.10 and later", stacklevel=2)
-    if not on_gpu:
-        keep_freed_memory()
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # environment.json says which precision it is
-    with warnings.catch_warnings():  # hints about SLURM's srun and CPU counts are for interactive use
-        warnings.filterwarnings("ignore", module="lightning_fabric")
-        fabric = Fabric(
-            accelerator="cuda" if on_gpu else "cpu",
-            devices=count,
-            num_nodes=nodes,
-            strategy="ddp" if count * nodes > 1 or launched else "auto",
-            precision=precision,  # type: ignore[arg-type]
-        )
-        fabric.launch()
-    return fabric
-
-
-def compile_backbone(objective: Objective, recipe: Recipe, device: torch.device) -> None:
-    """Compile the backbone's passes, never the task; `auto` compiles on a GPU only."""
-    wanted = recipe.run.compile
-    if wanted is False or (wanted == "auto" and device.type != "cuda"):
-        return
-    backbone = objective.backbone
-    for name in ("encode", "decode", "blocks"):
-        if hasattr(backbone, name):
-            setattr(backbone, name, torch.compile(getattr(backbone, name), dynamic=False))
 
 
 def open_stores(recipe: Recipe) -> list[Store]:
