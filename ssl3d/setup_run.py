@@ -36,9 +36,9 @@ from ssl3d.terminal import say
 # (that the volumes are still the same ones is checked by their fingerprints).
 MAY_CHANGE = (
     "run.dir", "run.devices", "run.strategy", "run.recompute", "run.log_every", "run.checkpoint_every",
-    "run.preview_every", "run.holdout_every",
-    "run.collapse_every", "data.store", "data.workers", "data.cache_gb", "data.include", "data.exclude", "data.on_error",
-    "model.init", "model.init_minimum", "model.init_inflate", "model.init_cast", "model.init_trust", "probe", "wandb", "guard", "run.trackers",
+    "run.preview_every", "run.holdout_every", "run.collapse_every", "data.store", "data.workers", "data.cache_gb",
+    "data.include", "data.exclude", "data.on_error", "model.init", "model.init_minimum", "model.init_inflate",
+    "model.init_cast", "model.init_trust", "probe", "wandb", "guard", "run.trackers",
 )  # fmt: skip
 
 

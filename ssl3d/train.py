@@ -16,6 +16,8 @@ from ssl3d import checkpoint, config, devices, optim, setup_run, sharding
 from ssl3d.checkpoint_writer import CheckpointWriter
 from ssl3d.config import Recipe
 from ssl3d.disk import WAIT_SECONDS, WAIT_SECONDS_OF_MANY
+from ssl3d.initial import Initial, initialise
+from ssl3d.initial import load as load_initial
 from ssl3d.interruption import Interrupted, Interruption
 from ssl3d.log import METRICS_FILE, MetricLog
 from ssl3d.observers import observe, observers_of
@@ -60,7 +62,7 @@ def train(recipe: Recipe) -> Path:
     require(recipe)
     folder = setup_run.run_folder(recipe)
     stores = setup_run.open_stores(recipe)  # a missing store is named before anything heavy is built
-    objective = _objective(recipe)
+    objective, initial = _objective(recipe, folder)
     fabric = devices.make_fabric(recipe, choose_precision(recipe.run.precision, objective))
     with setup_run.claim(folder, fabric.is_global_zero):
         previous, note = checkpoint.latest(folder)
@@ -70,7 +72,7 @@ def train(recipe: Recipe) -> Path:
                 return folder
         if note and fabric.is_global_zero:
             say(note)
-        data = RunData.build(recipe, stores, objective)
+        data = RunData.build(recipe, stores, objective, initial)
         if previous is not None:
             setup_run.refuse_other_volumes(folder, previous["seen_digest"], data)
         training = _prepare(recipe, fabric, folder, data, objective)
@@ -92,15 +94,19 @@ def train(recipe: Recipe) -> Path:
     return folder
 
 
-def _objective(recipe: Recipe) -> Objective:
-    """The objective with its initial weights: a pure function of the recipe."""
+def _objective(recipe: Recipe, folder: Path) -> tuple[Objective, Initial | None]:
+    """The objective with its initial weights: a pure function of the recipe; and what weights it starts from.
+
+    The task is built around the filled backbone, so that a teacher copies what the student has. A run that resumes
+    reads no initial weights again: its checkpoint has them, and the file may be gone.
+    """
     torch.manual_seed(mix(recipe.run.seed, "initial weights"))
     backbone = config.build_model(recipe)
+    resumes = checkpoint.exists(folder)
+    initial = load_initial(folder) if resumes else initialise(backbone, recipe.model)
     objective = config.build_task(recipe, backbone)
-    if recipe.model["init"] is not None:
-        checkpoint.initialise(backbone, recipe.model["init"], recipe.model["init_part"])
     devices.refuse_combinations(recipe, objective)
-    return objective
+    return objective, initial
 
 
 def _prepare(recipe: Recipe, fabric: Fabric, folder: Path, data: RunData, objective: Objective) -> Training:
@@ -173,6 +179,7 @@ def _save(training: Training, wait: bool = False, best: bool = False) -> None:
         "input_size": list(objective.input_size),
         "batch_size": training.recipe.data.batch_size,
         "spacing": training.data.median_spacing,
+        "initial_weights": None if training.data.initial is None else training.data.initial.record,
     }
     training.writer.save(content, wait, best)
 
