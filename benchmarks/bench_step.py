@@ -38,8 +38,8 @@ from ssl3d import config
 from ssl3d.data.loader import RegionLoader
 from ssl3d.data.sampling import SamplingPlan
 from ssl3d.data.store import open_store
+from ssl3d.devices import lay_out
 from ssl3d.regions import RegionBatch
-from ssl3d.setup_run import compile_backbone
 from ssl3d.tasks.mae import MAE
 from ssl3d.train import train
 
@@ -139,7 +139,7 @@ def batches(r: config.Recipe, task: MAE, device: torch.device, count: int) -> li
 def bare(r: config.Recipe, device: torch.device, steps: int) -> float:
     """Seconds a step of the loop anyone would write by hand."""
     task = config.build_task(r, config.build_model(r)).to(device).train()
-    compile_backbone(task, r, device)
+    lay_out(task, r, device)
     data = batches(r, task, device, 2)
     optimizer = torch.optim.SGD(task.parameters(), lr=1e-3, momentum=0.99, nesterov=True, weight_decay=3e-5)
     began = wait()

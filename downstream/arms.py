@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from ssl3d.checkpoint import load_backbone, open_run
+from ssl3d.checkpoint import load_backbone
+from ssl3d.initial import provenance
 from ssl3d.models.backbone import Backbone, BackboneSpec, build_backbone
 from ssl3d.seeding import mix
 
@@ -84,13 +85,6 @@ def make_arms(runs: Sequence[str | Path]) -> list[Arm]:
         digest = _weights_digest(backbone, d)
         arms.append(Arm(name, source, backbone.spec(), digest, scratch[d], _count(backbone), provenance(Path(source))))
     return arms
-
-
-def provenance(run_or_file: Path) -> dict[str, Any]:
-    """{recipe, seed, steps} of a run or checkpoint."""
-    content = open_run(run_or_file)
-    recipe = content["recipe"]
-    return {"recipe": recipe, "seed": recipe["run"]["seed"], "steps": content["step"]}
 
 
 def _arm_names(sources: Sequence[str]) -> list[str]:

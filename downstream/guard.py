@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ssl3d import leaks
+from ssl3d import initial, leaks
 from ssl3d.leaks import SEEN_FILE, find_seen
 
 _HOW = {leaks.SCAN: "this very scan", leaks.PATIENT: "a scan of this patient", leaks.NEAR: "a near duplicate of it"}
@@ -26,9 +26,15 @@ def check_leak(source: Path, test: pd.DataFrame, allow_leak: bool) -> list[str]:
     path = find_seen(source)
     if path is None:
         return [f"{source} comes without {SEEN_FILE}: whether its pre-training saw test patients could not be checked."]
+    started = initial.load(path.parent)
+    warnings = []
+    if started is not None and started.record["data"] == initial.UNKNOWN:
+        warnings.append(
+            f"{source} began from {started.record['init']} ({started.record['format']}), whose training data are "
+            "unknown: whether those weights saw test patients could not be checked."
+        )
     test = test.reset_index(drop=True)
     found = leaks.shared(test, pd.read_parquet(path))
-    warnings = []
     if found.unsure.any():
         warnings.append(
             f"{found.unsure.sum()} of {len(test)} test volumes may be near duplicates of volumes that {source} was "

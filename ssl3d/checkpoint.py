@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from ssl3d import checkpoint_file, config
 from ssl3d.models.backbone import Backbone, BackboneSpec, build_backbone
-from ssl3d.models.init import load_weights
-from ssl3d.models.transfer import TransferReport
 from ssl3d.tasks.task import Objective
 
 FORMAT = 1
@@ -37,6 +35,11 @@ def save(run: Path, content: Mapping[str, Any], best: bool = False) -> Path:
         (folder / LAST).replace(folder / PREVIOUS)
     new.replace(folder / LAST)
     return folder / LAST
+
+
+def exists(run: Path) -> bool:
+    """Whether a run has a checkpoint, whole or damaged: the same directory again is a resume."""
+    return any((run / FOLDER / name).exists() for name in (LAST, NEW, PREVIOUS))
 
 
 def latest(run: Path) -> tuple[dict[str, Any] | None, str | None]:
@@ -102,11 +105,23 @@ def backbone_state(content: Mapping[str, Any]) -> dict[str, Tensor]:
     return {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
 
 
+def is_foreign(run_or_file: str | Path) -> bool:
+    """Whether this is a weights file (or a folder with one) that no run of ours wrote as a checkpoint."""
+    path = Path(run_or_file)
+    if path.is_dir():
+        return not (path / FOLDER).is_dir() and any((path / name).is_file() for name in checkpoint_file.PUBLISHED)
+    return path.is_file() and not checkpoint_file.is_signed(path)
+
+
 def load_backbone(run_or_file: str | Path) -> Backbone:
-    """The trained backbone of a run or checkpoint file, on the CPU, in eval mode.
+    """The trained backbone of a run, checkpoint or weights file of another program, on the CPU, in eval mode.
 
     Raises FileNotFoundError, ValueError naming the file.
     """
+    if is_foreign(run_or_file):
+        from ssl3d.weights import import_weights  # the networks that other programs know take seconds to import
+
+        return import_weights(run_or_file)[0]
     content = open_run(run_or_file)
     backbone = build_backbone(BackboneSpec(**content["backbone_spec"]))
     backbone.load_state_dict(backbone_state(content))
@@ -122,15 +137,6 @@ def load_objective(run_or_file: str | Path) -> Objective:
     return objective.eval()
 
 
-def initialise(backbone: Backbone, init: str, part: Literal["all", "encoder"]) -> TransferReport:
-    """Fill `backbone` from a run or checkpoint file, all of it or the encoder.
-
-    Raises ValueError naming the first tensor that is missing, of another shape or not finite; FileNotFoundError.
-    """
-    return load_weights(backbone, backbone_state(open_run(init)), part=part, source=f"model.init: {init}")
-
-
 def trained_decoder(objective: Objective) -> bool:
     """Whether the objective trains the backbone's decoder (an export reports it 'fresh' otherwise)."""
     return objective.needs_decoder and bool(objective.backbone.decoder_channels)
-

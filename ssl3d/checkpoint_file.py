@@ -16,6 +16,11 @@ from typing import Any, BinaryIO
 
 import torch
 
+# Where other programs keep weights in a folder, most particular first (nnU-Net and its hub, MONAI bundles, hubs).
+PUBLISHED = (
+    "checkpoint_final.pth", "fold_0/checkpoint_final.pth", "fold_all/checkpoint_final.pth", "checkpoint.pth",
+    "models/model.pt", "model.safetensors", "model.pt", "pytorch_model.bin",
+)  # fmt: skip
 _MARK = b"blake2b "
 _COMMENT = len(_MARK) + 2 * 16
 _BLOCK = 1 << 22
@@ -52,6 +57,15 @@ def read(path: Path) -> dict[str, Any]:
     except (RuntimeError, OSError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path} is damaged or no checkpoint of ssl3d ({reason})") from None
+
+
+def is_signed(path: Path) -> bool:
+    """Whether a file ends with a digest as `write` leaves it, right or wrong."""
+    if path.stat().st_size < 2 + _COMMENT:
+        return False
+    with path.open("rb") as file:
+        file.seek(-_COMMENT, os.SEEK_END)
+        return file.read(len(_MARK)) == _MARK
 
 
 class _Hashed:

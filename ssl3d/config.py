@@ -30,17 +30,24 @@ RECIPES = Path(__file__).resolve().parent.parent / "recipes"  # beside the packa
 SLOTS = {"model": "ssl3d.models.backbone.Backbone", "task": "ssl3d.tasks.task.Objective"}
 GIVEN = {"model": (), "task": ("backbone",)}
 EXTRA: dict[str, dict[str, tuple[Any, Any]]] = {
-    "model": {"init": (str | None, None), "init_part": (Literal["all", "encoder"], "all")},
+    "model": {
+        "init": (str | None, None),
+        "init_part": (Literal["all", "encoder"], "all"),
+        "init_minimum": (float, 0.5),
+        "init_inflate": (Literal["mean", "centre", "rotation"], "mean"),
+        "init_cast": (bool, False),
+        "init_trust": (bool, False),
+    },
     "task": {},
 }
 
 
 # Ranges that a type cannot say.
-_POSITIVE = ("run.steps", "run.accumulate", "data.batch_size", "optim.lr", "probe.regions")
+_POSITIVE = ("run.steps", "run.accumulate", "data.batch_size", "data.crops_per_volume", "optim.lr", "probe.regions")
 _NOT_NEGATIVE = (
     "run.seed", "run.log_every", "run.checkpoint_every", "run.preview_every", "run.holdout_every", "run.collapse_every",
     "optim.weight_decay", "probe.every",
-    "optim.warmup_steps", "optim.lr_end", "data.workers", "optim.weight_decay_end",
+    "optim.warmup_steps", "optim.lr_end", "data.workers", "data.cache_gb", "optim.weight_decay_end",
 )  # fmt: skip
 
 
@@ -68,6 +75,8 @@ def _range_faults(values: Mapping[str, Any]) -> list[str]:
     for key in ("optim.clip_norm", "run.devices"):
         if (v := number(key)) is not None:
             require(key, v > 0, "above 0")
+    if (v := number("model.init_minimum")) is not None:
+        require("model.init_minimum", 0 <= v <= 1, "a share, from 0 to 1")
     if (v := number("optim.layer_decay")) is not None:
         require("optim.layer_decay", 0 < v <= 1, "above 0 and at most 1")
     return faults

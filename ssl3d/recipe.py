@@ -45,6 +45,8 @@ class DataConfig:
     `store`: a path, or several with `weights`; `include`/`exclude`: subjects, or a JSON file of them. A split file
     ({"pool"|"train", "validation", "test"}) excludes its validation and test patients.
     `on_error`: at a volume that cannot be read, stop, or skip it: others are read in its place, and counted.
+    `crops_per_volume`: so many in a row, for files that are slow to reach; a batch then holds fewer volumes.
+    `cache_gb`: 1e9 bytes of decoded voxels kept in memory, on each machine, shared out among its ranks.
     """
 
     store: str | list[str]
@@ -58,6 +60,8 @@ class DataConfig:
     exclude: str | list[str] | None = None
     few_slices: bool = False
     on_error: Literal["stop", "skip"] = "stop"
+    crops_per_volume: int = 1
+    cache_gb: float = 0.0
 
 
 @dataclass

@@ -1,11 +1,9 @@
-"""What stands around a run before and beside the loop: its folder and lock, devices, data and first files."""
+"""What stands around a run before and beside the loop: its folder and lock, data and first files."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,10 +12,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import SLURMEnvironment
 from omegaconf import OmegaConf
 
 from ssl3d import config
@@ -29,9 +25,9 @@ from ssl3d.data.sampling import SamplingPlan, split_holdout
 from ssl3d.data.store import Store, open_store
 from ssl3d.environment import environment
 from ssl3d.guard import Guarded, guard
-from ssl3d.leaks import SEEN_FILE, find_seen
+from ssl3d.initial import Initial
+from ssl3d.leaks import SEEN_FILE
 from ssl3d.log import write_json
-from ssl3d.memory import keep_freed_memory
 from ssl3d.seeding import mix
 from ssl3d.tasks.task import Objective
 from ssl3d.terminal import say
@@ -39,9 +35,10 @@ from ssl3d.terminal import say
 # Keys that may differ when a run is resumed: they change neither samples nor weights, or are paths that may have moved
 # (that the volumes are still the same ones is checked by their fingerprints).
 MAY_CHANGE = (
-    "run.dir", "run.devices", "run.log_every", "run.checkpoint_every", "run.preview_every", "run.holdout_every",
-    "run.collapse_every", "data.store", "data.workers", "data.include", "data.exclude", "data.on_error", "model.init",
-    "probe", "wandb", "guard", "run.trackers",
+    "run.dir", "run.devices", "run.strategy", "run.recompute", "run.log_every", "run.checkpoint_every",
+    "run.preview_every", "run.holdout_every", "run.collapse_every", "data.store", "data.workers", "data.cache_gb",
+    "data.include", "data.exclude", "data.on_error", "model.init", "model.init_minimum", "model.init_inflate",
+    "model.init_cast", "model.init_trust", "probe", "wandb", "guard", "run.trackers",
 )  # fmt: skip
 
 
@@ -94,47 +91,6 @@ def refuse_other_recipe(folder: Path, before: Mapping[str, Any], recipe: Recipe)
             )  # fmt: skip
 
 
-def make_fabric(recipe: Recipe, precision: str) -> Fabric:
-    """Fabric on the GPUs there are, else on the CPU; DDP as soon as there is more than one device."""
-    on_gpu = torch.cuda.is_available()
-    devices = recipe.run.devices
-    if on_gpu and isinstance(devices, int) and devices > torch.cuda.device_count():
-        raise ConfigError([f"run.devices is {devices}, but this machine has {torch.cuda.device_count()} GPU(s)"])
-    count = devices if isinstance(devices, int) else (torch.cuda.device_count() if on_gpu else 1)
-    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1  # by torchrun, which has said how many there are
-    if launched:
-        count = int(os.environ.get("LOCAL_WORLD_SIZE", count))
-    slurm = not launched and SLURMEnvironment.detect()  # srun has started a process a device
-    nodes = int(os.environ.get("SLURM_NNODES", "1")) if slurm else int(os.environ.get("GROUP_WORLD_SIZE", "1"))
-    if on_gpu and torch.__version__.startswith("2.9."):
-        warnings.warn("torch 2.9 has a slow conv3d under AMP: use 2.8 or 2.10 and later", stacklevel=2)
-    if not on_gpu:
-        keep_freed_memory()
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # environment.json says which precision it is
-    with warnings.catch_warnings():  # hints about SLURM's srun and CPU counts are for interactive use
-        warnings.filterwarnings("ignore", module="lightning_fabric")
-        fabric = Fabric(
-            accelerator="cuda" if on_gpu else "cpu",
-            devices=count,
-            num_nodes=nodes,
-            strategy="ddp" if count * nodes > 1 or launched else "auto",
-            precision=precision,  # type: ignore[arg-type]
-        )
-        fabric.launch()
-    return fabric
-
-
-def compile_backbone(objective: Objective, recipe: Recipe, device: torch.device) -> None:
-    """Compile the backbone's passes, never the task; `auto` compiles on a GPU only."""
-    wanted = recipe.run.compile
-    if wanted is False or (wanted == "auto" and device.type != "cuda"):
-        return
-    backbone = objective.backbone
-    for name in ("encode", "decode", "blocks"):
-        if hasattr(backbone, name):
-            setattr(backbone, name, torch.compile(getattr(backbone, name), dynamic=False))
-
-
 def open_stores(recipe: Recipe) -> list[Store]:
     """The stores of data.store. Raises FileNotFoundError naming the path."""
     paths = recipe.data.store if isinstance(recipe.data.store, list) else [recipe.data.store]
@@ -156,15 +112,18 @@ class RunData:
     normalisation: dict[str, Any]
     median_spacing: list[float]
     guarded: Guarded
+    initial: Initial | None
 
     @classmethod
-    def build(cls, recipe: Recipe, stores: list[Store], objective: Objective) -> RunData:
-        """Plans over the stores, less the excluded, leaking and held-out subjects.
+    def build(
+        cls, recipe: Recipe, stores: list[Store], objective: Objective, initial: Initial | None = None
+    ) -> RunData:
+        """Plans over the stores, less the excluded, leaking and held-out subjects; `initial`: what it starts from.
 
         Raises ConfigError when nothing is left, or as `ssl3d.guard.guard`.
         """
         data, spec = recipe.data, objective.region
-        inherited = _inherited(recipe.model["init"])
+        inherited = None if initial is None else initial.seen  # its weights have seen it too
         guarded = guard(recipe, stores, inherited)
         include = config.subjects(data.include, "data.include")
         exclude = (config.subjects(data.exclude, "data.exclude") or set()) | guarded.subjects
@@ -173,7 +132,10 @@ class RunData:
         }  # fmt: skip
         held_out = split_holdout(stores, data.holdout, recipe.run.seed) - exclude if data.holdout else set()
         held_out = held_out if include is None else held_out & include
-        plan = SamplingPlan(stores, spec, recipe.run.seed, include=include, exclude=exclude | held_out, **common)
+        plan = SamplingPlan(
+            stores, spec, recipe.run.seed, include=include, exclude=exclude | held_out,
+            crops_per_volume=data.crops_per_volume, **common,
+        )  # fmt: skip
         holdout = None
         if held_out:
             seed = mix(recipe.run.seed, "holdout")
@@ -187,7 +149,7 @@ class RunData:
         digest = hashlib.blake2b("\n".join(seen["fingerprint"]).encode(), digest_size=16).hexdigest()
         spacing = np.median(np.concatenate([s.column("spacing")[plan.rows(i)] for i, s in enumerate(stores)]), axis=0)
         numbers = describe_normalisation(stores, data.normalise)
-        return cls(recipe, plan, holdout, seen, digest, numbers, [float(v) for v in spacing], guarded)
+        return cls(recipe, plan, holdout, seen, digest, numbers, [float(v) for v in spacing], guarded, initial)
 
     def loader(self, fabric: Fabric, start_step: int) -> RegionLoader:
         """Micro-batches of this rank from optimiser step `start_step` on."""
@@ -202,8 +164,10 @@ class RunData:
             channels=data.channels,
             normalise=data.normalise,
             start_step=start_step,
-            pin=fabric.device.type == "cuda",
+            device=fabric.device,
             on_error=data.on_error,
+            local_ranks=len(getattr(fabric.strategy, "parallel_devices", None) or [fabric.device]),
+            cache_gb=data.cache_gb,
         )
 
     def lineage(self) -> dict[str, Any]:
@@ -235,12 +199,6 @@ class RunData:
         return ", ".join(words) + (f" and {size - most} more" if size > most else "")
 
 
-def _inherited(init: str | None) -> pd.DataFrame | None:
-    """What the run that this one starts from was trained on: its weights have seen it too."""
-    file = None if init is None else find_seen(Path(init))
-    return None if file is None else pd.read_parquet(file)
-
-
 def refuse_other_volumes(folder: Path, seen_digest: str, data: RunData) -> None:
     """A resumed run goes on with the volumes it was started with. Raises ConfigError when they are others."""
     if data.seen_digest != seen_digest:
@@ -251,7 +209,7 @@ def refuse_other_volumes(folder: Path, seen_digest: str, data: RunData) -> None:
 
 
 def write_start(folder: Path, recipe: Recipe, data: RunData, fabric: Fabric) -> None:
-    """recipe.yaml, environment.json, seen.parquet and normalisation.json, before the first step."""
+    """recipe.yaml, environment.json, seen.parquet, normalisation.json, initial weights, before the first step."""
     (folder / "recipe.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(recipe.to_dict())), encoding="utf-8")
     for sentence in data.guarded.sentences:
         say(sentence)
@@ -260,6 +218,8 @@ def write_start(folder: Path, recipe: Recipe, data: RunData, fabric: Fabric) -> 
         "guard": list(data.guarded.sentences),
     })  # fmt: skip
     write_json(folder / "normalisation.json", data.normalisation)
+    if data.initial is not None:
+        data.initial.write(folder)
     part = folder / (SEEN_FILE + ".part")
     data.seen.to_parquet(part, index=False)
     part.replace(folder / SEEN_FILE)

@@ -12,10 +12,12 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from ssl3d import checkpoint, config, optim, setup_run
+from ssl3d import checkpoint, config, devices, optim, setup_run, sharding
 from ssl3d.checkpoint_writer import CheckpointWriter
-from ssl3d.config import ConfigError, Recipe
+from ssl3d.config import Recipe
 from ssl3d.disk import WAIT_SECONDS, WAIT_SECONDS_OF_MANY
+from ssl3d.initial import Initial, initialise
+from ssl3d.initial import load as load_initial
 from ssl3d.interruption import Interrupted, Interruption
 from ssl3d.log import METRICS_FILE, MetricLog
 from ssl3d.observers import observe, observers_of
@@ -60,8 +62,8 @@ def train(recipe: Recipe) -> Path:
     require(recipe)
     folder = setup_run.run_folder(recipe)
     stores = setup_run.open_stores(recipe)  # a missing store is named before anything heavy is built
-    objective = _objective(recipe)
-    fabric = setup_run.make_fabric(recipe, choose_precision(recipe.run.precision, objective))
+    objective, initial = _objective(recipe, folder)
+    fabric = devices.make_fabric(recipe, choose_precision(recipe.run.precision, objective))
     with setup_run.claim(folder, fabric.is_global_zero):
         previous, note = checkpoint.latest(folder)
         if previous is not None:
@@ -70,7 +72,7 @@ def train(recipe: Recipe) -> Path:
                 return folder
         if note and fabric.is_global_zero:
             say(note)
-        data = RunData.build(recipe, stores, objective)
+        data = RunData.build(recipe, stores, objective, initial)
         if previous is not None:
             setup_run.refuse_other_volumes(folder, previous["seen_digest"], data)
         training = _prepare(recipe, fabric, folder, data, objective)
@@ -92,19 +94,19 @@ def train(recipe: Recipe) -> Path:
     return folder
 
 
-def _objective(recipe: Recipe) -> Objective:
-    """The objective with its initial weights: a pure function of the recipe."""
+def _objective(recipe: Recipe, folder: Path) -> tuple[Objective, Initial | None]:
+    """The objective with its initial weights: a pure function of the recipe; and what weights it starts from.
+
+    The task is built around the filled backbone, so that a teacher copies what the student has. A run that resumes
+    reads no initial weights again: its checkpoint has them, and the file may be gone.
+    """
     torch.manual_seed(mix(recipe.run.seed, "initial weights"))
     backbone = config.build_model(recipe)
+    resumes = checkpoint.exists(folder)
+    initial = load_initial(folder) if resumes else initialise(backbone, recipe.model)
     objective = config.build_task(recipe, backbone)
-    if recipe.model["init"] is not None:
-        checkpoint.initialise(backbone, recipe.model["init"], recipe.model["init_part"])
-    if objective.spans_batch and recipe.run.accumulate > 1:
-        raise ConfigError(
-            [f"run.accumulate is {recipe.run.accumulate}, but the loss of {type(objective).__name__} pairs all samples "
-             "of a step: set run.accumulate=1"]
-        )  # fmt: skip
-    return objective
+    devices.refuse_combinations(recipe, objective)
+    return objective, initial
 
 
 def _prepare(recipe: Recipe, fabric: Fabric, folder: Path, data: RunData, objective: Objective) -> Training:
@@ -113,10 +115,12 @@ def _prepare(recipe: Recipe, fabric: Fabric, folder: Path, data: RunData, object
     if recipe.run.precision == "64-true":
         objective.double()
     objective.to(fabric.device)
-    average = None if recipe.optim.ema is None else optim.WeightAverage(objective, recipe.optim.ema)
+    devices.lay_out(objective, recipe, fabric.device)
     trained = _Trained(objective)
+    if sharding.is_sharded(fabric):
+        sharding.shard(trained, fabric.device)
+    average = None if recipe.optim.ema is None else optim.WeightAverage(objective, recipe.optim.ema)
     optimizer = optim.build_optimizer(trained, recipe.optim, encoder)
-    setup_run.compile_backbone(objective, recipe, fabric.device)
     module, wrapped = fabric.setup(trained, optimizer)
     module.train()
     if fabric.is_global_zero:
@@ -134,11 +138,11 @@ def _prepare(recipe: Recipe, fabric: Fabric, folder: Path, data: RunData, object
 
 def _resume(training: Training, content: dict[str, Any]) -> None:
     """Put back weights, optimiser, moving average, sums of metrics and the position in the data."""
-    training.objective.load_state_dict(content["model"])
-    training.optimizer.load_state_dict(content["optimizer"])
+    sharding.load_model(training.objective, content["model"])
+    sharding.load_optimizer(training.optimizer, content["optimizer"])
     if training.average is not None:
-        device = training.fabric.device
-        training.average.state = {k: v.to(device) for k, v in content["average"].items()}
+        own = training.average.state
+        training.average.state = {k: sharding.part(v, own[k]) for k, v in content["average"].items()}
     training.fabric.strategy.precision.load_state_dict(content["precision"])
     training.step = content["step"]
     if training.fabric.is_global_zero:
@@ -149,18 +153,25 @@ def _resume(training: Training, content: dict[str, Any]) -> None:
 
 def _save(training: Training, wait: bool = False, best: bool = False) -> None:
     """Save the steps done so far, the last thing that happens at a step; `wait` until it is on the disk."""
-    if not training.fabric.is_global_zero:
+    objective, first, sharded = training.objective, training.fabric.is_global_zero, sharding.is_sharded(training.fabric)
+    if not first and not sharded:
         return
-    objective = training.objective
-    content = {
-        "step": training.step,
-        "recipe": training.recipe.to_dict(),
+    tensors = {
         "model": objective.state_dict(),
         "average": None if training.average is None else training.average.state,
+        "optimizer": training.optimizer.state_dict(),
+    }
+    if sharded:  # every rank holds a part
+        tensors = sharding.whole({**tensors, "model": objective.state_dict(keep_vars=True)}, keep=first)
+        if not first:
+            return
+    content = {
+        **tensors,
+        "step": training.step,
+        "recipe": training.recipe.to_dict(),
         "exported": checkpoint.exported_prefix(objective),
         "backbone_spec": checkpoint.spec_to_dict(objective.backbone.spec()),
         "trained_decoder": checkpoint.trained_decoder(objective),
-        "optimizer": training.optimizer.state_dict(),
         "precision": training.fabric.strategy.precision.state_dict(),
         "metrics": training.metrics.state(),
         "normalisation": training.data.normalisation,
@@ -168,6 +179,7 @@ def _save(training: Training, wait: bool = False, best: bool = False) -> None:
         "input_size": list(objective.input_size),
         "batch_size": training.recipe.data.batch_size,
         "spacing": training.data.median_spacing,
+        "initial_weights": None if training.data.initial is None else training.data.initial.record,
     }
     training.writer.save(content, wait, best)
 
@@ -224,19 +236,28 @@ def _step(training: Training, batches: Iterator[RegionBatch], watch: _Watch, fin
             fabric.backward(outputs["loss"] / recipe.run.accumulate)
         training.metrics.add(outputs)
     optim.drop_frozen_gradients(training.optimizer, training.step)
-    if recipe.optim.clip_norm is not None:
-        norm = fabric.clip_gradients(
-            training.module, training.optimizer, max_norm=recipe.optim.clip_norm, error_if_nonfinite=False
-        )
-        if norm is not None:
-            if recipe.run.precision != "16-mixed":  # its scaler skips steps whose gradients overflow
-                finite.see(norm, "gradient")
-            training.metrics.add({"grad_norm": norm})
+    norm = _clip(training)
+    if norm is not None:
+        if recipe.run.precision != "16-mixed":  # its scaler skips steps whose gradients overflow
+            finite.see(norm, "gradient")
+        training.metrics.add({"grad_norm": norm})
     training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)
     training.objective.after_step(training.step, recipe.run.steps)
     if training.average is not None:
         training.average.update(training.objective)
+
+
+def _clip(training: Training) -> Tensor | None:
+    """Clip the gradients, if the recipe says so; their norm before, None where it is unknown (scaled, not clipped)."""
+    recipe, optimizer = training.recipe, training.optimizer
+    if recipe.optim.clip_norm is not None:
+        limit = recipe.optim.clip_norm
+        return training.fabric.clip_gradients(training.module, optimizer, max_norm=limit, error_if_nonfinite=False)
+    if recipe.run.precision == "16-mixed":
+        return None
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return sharding.plain(torch.nn.utils.get_total_norm(gradients))
 
 
 def _write_metrics(training: Training, lr: float, watch: _Watch) -> float:

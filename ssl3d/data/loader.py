@@ -19,6 +19,7 @@ from ssl3d.data.lru import LRU
 from ssl3d.data.machine import available_cores
 from ssl3d.data.reading import RegionReader
 from ssl3d.data.sampling import Sample, SamplingPlan
+from ssl3d.data.upload import upload_to
 from ssl3d.data.workers import Inline, Pool, Processes, Target, Threads
 from ssl3d.regions import RegionBatch
 
@@ -38,8 +39,8 @@ class RegionLoader:
     `workers`: 0 reads in the calling thread; "auto" leaves a CPU to the loop. `backend`: "threads" or "processes".
     `local_ranks`: ranks on this machine, which share its cores and the `cache_gb` (1e9 bytes) of decoded voxels that
     are kept in its memory (0: none; see `ssl3d.data.cache`).
-    `channels`: "all", or "one" channel drawn per sample. `normalise`: see `ssl3d.data.normalise`. `pin`: page-locked
-    memory, for asynchronous copies to a GPU; torch reuses it only after the copy's event.
+    `channels`: "all", or "one" channel drawn per sample. `normalise`: see `ssl3d.data.normalise`. `device`: where
+    batches are wanted; to a GPU they are copied one ahead, out of page-locked memory (see `ssl3d.data.upload`).
     `on_error`: "stop" raises what a reader raises; "skip" reads other samples instead, warns once a volume and
     counts them in `replaced`.
     Reads ahead by a bounded number of micro-batches. Leave an iterator, `close()` the loader or use it as a context
@@ -60,7 +61,7 @@ class RegionLoader:
         channels: Literal["all", "one"] = "all",
         normalise: normalisation.Normalise = "auto",
         start_step: int = 0,
-        pin: bool = False,
+        device: torch.device | str = "cpu",
         backend: Literal["threads", "processes"] = "threads",
         on_error: Literal["stop", "skip"] = "stop",
         local_ranks: int | None = None,
@@ -87,7 +88,8 @@ class RegionLoader:
         self.rank, self.world_size, self.start_step = rank, world_size, start_step
         local_ranks = local_ranks or int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self.workers = _auto_workers(local_ranks) if workers == "auto" else int(workers)
-        self.backend, self.pin, self._normalise = backend, pin, normalise
+        self.device = torch.device(device)
+        self.backend, self.pin, self._normalise = backend, self.device.type == "cuda", normalise
         self.on_error, self.replaced, self._told = on_error, 0, set[str]()  # replaced: samples, so far
         self.channels = 1 if channels == "one" else _common_channels(plan)
         self.target_names = _target_names(plan)
@@ -117,7 +119,9 @@ class RegionLoader:
 
     def read(self, indices: Iterable[int]) -> RegionBatch:
         """One batch of any sample numbers, read in the calling thread."""
-        return self._begin([self.plan.sample(int(i)) for i in indices], Inline(self._reader))()
+        batch, replaced = self._begin([self.plan.sample(int(i)) for i in indices], Inline(self._reader))()
+        self.replaced += replaced
+        return batch.to(self.device)
 
     def numbers(self, step: int, micro: int) -> range:
         """The sample numbers of this rank's micro-batch `micro` of step `step`."""
@@ -125,15 +129,21 @@ class RegionLoader:
         return range(first, first + self.micro_batch)
 
     def _iterate(self) -> Generator[RegionBatch]:
-        pool = self._pool()
+        pool, upload = self._pool(), upload_to(self.device)
         try:
-            pending: deque[Callable[[], RegionBatch]] = deque()
+            pending: deque[Callable[[], tuple[RegionBatch, int]]] = deque()
+            uploading: deque[tuple[RegionBatch, int]] = deque()
             step = self.start_step
             while True:
                 for micro in range(self.accumulate):
                     pending.append(self._begin(self._samples(self.numbers(step, micro)), pool))
                     if len(pending) > self.prefetch:
-                        yield pending.popleft()()
+                        batch, replaced = pending.popleft()()
+                        uploading.append((upload.start(batch), replaced))
+                    if len(uploading) > upload.ahead:
+                        batch, replaced = uploading.popleft()
+                        self.replaced += replaced
+                        yield upload.finish(batch)
                 step += 1
         finally:
             pool.close()
@@ -150,18 +160,20 @@ class RegionLoader:
         group = self.plan.spec.group
         return [s for g in range(numbers.start // group, numbers.stop // group) for s in self.plan.group(g)]
 
-    def _begin(self, samples: list[Sample], pool: Pool) -> Callable[[], RegionBatch]:
-        """Start reading a batch; the returned function waits for it."""
+    def _begin(self, samples: list[Sample], pool: Pool) -> Callable[[], tuple[RegionBatch, int]]:
+        """Start reading a batch; the returned function waits for it, and says how many samples were replaced."""
         page = _Page(self._reader, samples, self.channels, self.plan.spec.labels, self.pin)
         waits = [pool.begin(sample, page.target(i)) for i, sample in enumerate(samples)]
 
-        def finish() -> RegionBatch:
+        def finish() -> tuple[RegionBatch, int]:
             failures, group = _failures(waits, raise_first=self.on_error == "stop"), self.plan.spec.group
+            replaced = 0
             for first in range(0, len(failures), group):
                 if failed := next(filter(None, failures[first : first + group]), None):
                     self._replace(page, first, failed)
-            valid = page.valid
-            return self._batch(page.samples, page.image, page.label, None if valid is None or valid.all() else valid)
+                    replaced += group
+            valid = None if page.valid is None or page.valid.all() else page.valid
+            return self._batch(page.samples, page.image, page.label, valid), replaced
 
         return finish
 
@@ -181,7 +193,6 @@ class RegionLoader:
                 break
         else:
             raise error
-        self.replaced += group
         if str(error) not in self._told:
             self._told.add(str(error))
             _log.warning("%s; other regions are read in its place (data.on_error=skip)", error)

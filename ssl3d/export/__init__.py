@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 # Options of `ssl3d export` that a target has of its own.
 TARGETS: dict[str, tuple[str, ...]] = {
     "nnunet": ("plans", "dataset_json", "in_channels", "architecture", "minimum"),
+    "nnssl": (),
     "safetensors": (),
 }
 

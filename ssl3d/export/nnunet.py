@@ -119,7 +119,7 @@ def _write(source: Source, ready: Ready, report: ExportReport, plans: Plans | No
     state = dict(ready.network.state_dict())
     content = {"network_weights": state, "ssl3d": {**report.provenance, "architecture": ready.architecture}}
     report.files = [
-        write_atomically(out / "checkpoint.pth", lambda part: _save_and_compare(content, names, part)),
+        write_atomically(out / "checkpoint.pth", lambda part: save_and_compare(content, names, part)),
         write_json(out / "architecture.json", ready.architecture),
         write_json(out / "plans_fragment.json", {CONFIGURATION: configured}),
     ]
@@ -173,7 +173,7 @@ def _channels(backbone: Backbone, plans: Plans | None, dataset_json: Path | None
     return channels
 
 
-def _save_and_compare(content: dict[str, Any], groups: dict[str, list[str]], path: Path) -> None:
+def save_and_compare(content: dict[str, Any], groups: dict[str, list[str]], path: Path) -> None:
     """Write the checkpoint and read it back as a stranger would; what differs is a fault of ours, not the user's."""
     torch.save(content, path)
     wanted = content["network_weights"]

@@ -24,7 +24,7 @@ from ssl3d.seeding import mix
 
 PATCH = (8, 8, 8)
 POSITIONS = "eva.pos_embed"
-_SIZES = ("S", "B", "M", "L")
+SIZES_BUILT = ("S", "B", "M", "L")
 
 
 def prepare(source: Source, channels: int, plans: Plans | None, dataset_json: Path | None, architecture: str) -> Ready:
@@ -34,9 +34,9 @@ def prepare(source: Source, channels: int, plans: Plans | None, dataset_json: Pa
     """
     backbone = source.backbone
     assert isinstance(backbone, Primus)
-    if backbone.size not in _SIZES or backbone.patch_size != PATCH:
+    if backbone.size not in SIZES_BUILT or backbone.patch_size != PATCH:
         raise ValueError(
-            f"nnU-Net's Primus trainers build sizes {', '.join(_SIZES)} with 8-voxel patches; this run has size "
+            f"nnU-Net's Primus trainers build sizes {', '.join(SIZES_BUILT)} with 8-voxel patches; this run has size "
             f"{backbone.size} with patches of {list(backbone.patch_size)}"
         )
     if architecture == "planned":

@@ -28,7 +28,7 @@ def recompute_segments(backbone: Backbone) -> None:
     if not segments:
         raise ValueError(f"run.recompute is true, but {type(backbone).__name__} names no segments: set it to false")
     for segment in segments:
-        segment.forward = again(segment.forward, [segment])  # type: ignore[method-assign]
+        segment.forward = again(segment.forward, [segment])
     backbone.recomputes = True
 
 

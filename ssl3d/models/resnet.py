@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ssl3d.models.backbone import Backbone, BackboneSpec, check_image
 
 Depth = Literal[10, 18, 34, 50, 101, 152, 200]
+Shortcut = Literal["auto", "A", "B"]
 
 # (block, blocks a layer, how a layer's first block brings its input along): as MedicalNet's weights need it.
 DEPTHS: dict[int, tuple[str, list[int], str]] = {
@@ -44,13 +45,21 @@ class ResNet(Backbone):
     `depth`: 10 | 18 | 34 | 50 | 101 | 152 | 200. `dilated`: how MedicalNet trained its weights: layers 3 and 4 keep
     layer 2's stride of 8 and dilate their kernels by 2 and 4; `encode` then gives scales of strides 2, 4, 8 (the stem,
     layer 1, layer 4), else 2, 4, 8, 16, 32 (the stem, then each layer). Weights fit either way. `width` multiplies all
-    features; below 1 for CPUs.
+    features; below 1 for CPUs. `shortcut`: how a layer's first block brings its input along: A (strided, new features
+    zero), B (a 1^3 convolution and norm) or auto, as MedicalNet's weights of this depth have it (A for 18 and 34).
 
     Names are MONAI's and MedicalNet's (without its `module.`). Weights are drawn from torch's global generator. Raises
     ValueError naming the key. He et al., arXiv 1512.03385; Chen et al. (MedicalNet), arXiv 1904.00625.
     """
 
-    def __init__(self, depth: Depth = 50, in_channels: int = 1, dilated: bool = False, width: float = 1.0) -> None:
+    def __init__(
+        self,
+        depth: Depth = 50,
+        in_channels: int = 1,
+        dilated: bool = False,
+        width: float = 1.0,
+        shortcut: Shortcut = "auto",
+    ) -> None:
         super().__init__()
         if depth not in DEPTHS:
             raise ValueError(f"model.depth is {depth!r}; it must be one of {', '.join(map(str, DEPTHS))}")
@@ -58,15 +67,21 @@ class ResNet(Backbone):
             raise ValueError(f"model.in_channels is {in_channels}; it must be at least 1")
         if 64 * width < 1:
             raise ValueError(f"model.width is {width}; it must be at least 1/64 (a feature in the first layer)")
+        if shortcut not in ("auto", "A", "B"):
+            raise ValueError(f"model.shortcut is {shortcut!r}; it must be one of auto, A, B")
+        block, layers, published = DEPTHS[depth]
+        if shortcut == "A" and block == "bottleneck":
+            raise ValueError(f"model.shortcut is 'A', which a ResNet-{depth} of bottlenecks has not; use B or auto")
         self.depth, self.in_channels, self.dilated, self.width = depth, in_channels, dilated, width
-        block, layers, shortcut = DEPTHS[depth]
+        self.shortcut = shortcut
+        used = published if shortcut == "auto" else shortcut
         network = MonaiResNet(
             block,
             layers,
             [64, 128, 256, 512],
             n_input_channels=in_channels,
             conv1_t_stride=2,
-            shortcut_type=shortcut,
+            shortcut_type=used,
             widen_factor=width,
             feed_forward=False,
             bias_downsample=False,
@@ -76,7 +91,7 @@ class ResNet(Backbone):
         self.layer3, self.layer4 = network.layer3, network.layer4
         planes = [int(64 * 2**i * width) for i in range(4)]
         outputs = [p * (4 if block == "bottleneck" else 1) for p in planes]
-        if shortcut == "A":
+        if used == "A":
             for layer, channels in zip((self.layer2, self.layer3, self.layer4), outputs[1:]):
                 layer[0].downsample = Subsample(channels, stride=2)
         if dilated:
@@ -111,6 +126,7 @@ class ResNet(Backbone):
             "in_channels": self.in_channels,
             "dilated": self.dilated,
             "width": self.width,
+            "shortcut": self.shortcut,
         }
         return BackboneSpec("ssl3d.models.resnet.ResNet", kwargs)
 

@@ -12,6 +12,7 @@ from ssl3d.observers.observer import Observer
 from ssl3d.observers.previews import Previews
 from ssl3d.observers.probe import SCORE, Probe
 from ssl3d.setup_run import due
+from ssl3d.sharding import is_sharded, with_whole_weights
 from ssl3d.training import Training
 
 
@@ -34,19 +35,26 @@ def observers_of(training: Training) -> list[Observer]:
 def observe(training: Training, observers: list[Observer], last: bool) -> bool:
     """Let those look whose turn it is, and log what they saw; whether the probe never scored as high before.
 
-    On the first rank alone: the others go on.
+    On the first rank alone: the others go on, or wait for its answer where every rank holds a part of the weights.
     """
     looking = [o for o in observers if last or due(training.step, o.every)]
-    if not looking or not training.fabric.is_global_zero:
+    if not looking:
         return False
+    view = with_whole_weights(training)
+    best = _look(training, view, looking) if training.fabric.is_global_zero else False
+    return training.fabric.broadcast(best) if is_sharded(training.fabric) else best
+
+
+def _look(training: Training, view: Training, looking: list[Observer]) -> bool:
+    """`view`: the run as observers see it, with whole weights."""
     best = False
-    training.objective.eval()
+    view.objective.eval()
     with alone(), torch.no_grad(), training.fabric.autocast():  # the other ranks are on their way to the next step
         for observer in looking:
-            seen = observer.observe(training)
+            seen = observer.observe(view)
             if seen:
                 training.tell({"step": training.step, **seen})
             if SCORE in seen and (training.best is None or seen[SCORE] > training.best):
                 training.best, best = seen[SCORE], True
-    training.objective.train()
+    view.objective.train()
     return best

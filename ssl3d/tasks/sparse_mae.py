@@ -44,6 +44,7 @@ class SparseMAE(MAE):
     """
 
     backbone: StagedBackbone
+    reads_weights = True
 
     def __init__(
         self,

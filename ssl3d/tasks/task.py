@@ -21,6 +21,7 @@ class Objective(nn.Module):
     needs_decoder: bool = False
     passes: float = 1  # inputs a sample sends through the backbone, forward and back; below 1: a share of its tokens
     teacher_passes: float = 0  # inputs a sample sends through a teacher, forward only
+    reads_weights: bool = False  # uses weights of the backbone's modules without calling these: cannot be sharded
     spans_batch: bool = False  # the loss pairs samples over the whole optimiser step: accumulation > 1 is refused
 
     @property

@@ -1,6 +1,6 @@
 """Every pretext task with every backbone, found by walking the packages: which pairs work, and why the others do not.
 
-    python -m ssl3d.testing.matrix > docs/matrix.md
+python -m ssl3d.testing.matrix > docs/matrix.md
 """
 
 from __future__ import annotations
@@ -35,8 +35,11 @@ SMALL_MODELS: dict[str, dict[str, Any]] = {
     "STUNet": {"size": "tiny", "strides": [[1, 2, 2]] * 5},
     "Primus": {"size": "tiny", "input_size": [16, 32, 16]},
     "PrimusV2": {"size": "tiny", "input_size": [16, 32, 16]},
+    "DinoViT": {
+        "embed_dim": 48, "depth": 2, "heads": 3, "patch_size": [4, 8, 8], "input_size": [8, 16, 16], "registers": 1,
+    },
     "ViT": {"size": "tiny", "patch_size": [4, 8, 8]},
-}
+}  # fmt: skip
 VIEWS = {
     "_target_": "ssl3d.augment.Compose",
     "transforms": [{"_target_": "ssl3d.augment.SpatialTransform", "p_rotation": 0, "p_scale": 0, "shift": 0.2}],

@@ -16,6 +16,7 @@ from random_volumes import add_volume
 from ssl3d.data.loader import RegionLoader
 from ssl3d.data.sampling import SamplingPlan
 from ssl3d.data.store import open_store
+from ssl3d.data.upload import Upload, upload_to
 from ssl3d.data.workers import Processes
 from ssl3d.data.write import build_index, create_store
 from ssl3d.regions import RegionBatch, RegionSpec
@@ -283,3 +284,38 @@ def test_reading_ahead_is_bounded(make_store, monkeypatch):
         for _ in range(5):
             next(iterator)
         assert len(begun) == 2 * (5 + loader.prefetch)
+
+
+class OneAhead(Upload):
+    """What a GPU's upload does, without a GPU: a batch is under way while the one before is used."""
+
+    ahead = 1
+
+    def __init__(self):
+        self.started, self.finished = [], []
+
+    def start(self, batch):
+        self.started.append(batch.seed.tolist())
+        return batch.to("cpu")
+
+    def finish(self, batch):
+        self.finished.append(batch.seed.tolist())
+        return batch
+
+
+def test_a_batch_is_uploaded_while_another_is_used(make_store, monkeypatch):
+    """The same batches in the same order, one more begun than used; what was replaced counts when it is handed out."""
+    root = make_store()
+    store = open_store(root)
+    damage(root, store.volume_id(1))
+    plan = SamplingPlan([open_store(root)], RegionSpec(SIZE), seed=0)
+    with RegionLoader(plan, 4, workers=0, on_error="skip") as loader:
+        plain = [(batch, loader.replaced) for batch in islice(loader, 6)]
+    upload = OneAhead()
+    monkeypatch.setattr("ssl3d.data.loader.upload_to", lambda device: upload)
+    with RegionLoader(plan, 4, workers=2, on_error="skip") as loader:
+        for step, batch in enumerate(islice(loader, 6)):
+            assert same(batch, plain[step][0]) and loader.replaced == plain[step][1]
+            assert len(upload.started) == step + 2 and len(upload.finished) == step + 1
+    assert upload.finished == upload.started[:6] and plain[-1][1] > 0
+    assert upload_to(torch.device("cpu")).ahead == 0

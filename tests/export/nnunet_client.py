@@ -17,26 +17,39 @@ from filelock import FileLock
 ROOT = Path(__file__).resolve().parents[2]
 DATASET = "Dataset501_Small"
 
-# Stops after two steps and leaves what nnU-Net's network held just before the first.
+# Stops after two steps and leaves what nnU-Net's network held just before the first, and after them.
 TRAINER = """
 import os
 
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from {module} import {name}
 
 
-class TrainerOfTwoSteps(nnUNetTrainer):
+class {name}OfTwoSteps({name}):
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 1, 2, 1
+        self.frozen_epochs, self.warmup_epochs = 1, 0  # of ours: two steps with the encoder held
+        if {held}:
+            self.num_epochs = 2
 
     def on_train_start(self):
         super().on_train_start()
         torch.save(self.network.state_dict(), os.environ["SSL3D_LOADED"])
 
+    def on_train_epoch_end(self, outputs):
+        super().on_train_epoch_end(outputs)
+        if self.current_epoch == 0:
+            torch.save(self.network.state_dict(), os.environ["SSL3D_LOADED"] + ".after")
+
     def perform_actual_validation(self, *args, **kwargs):
         pass
 """
+MODULES = {
+    "nnUNetTrainer": "nnunetv2.training.nnUNetTrainer.nnUNetTrainer",
+    "nnUNet_Primus_S_Trainer": "nnunetv2.training.nnUNetTrainer.primus.primus_trainers",
+    "SSL3DEncoderFirst": "ssl3d_trainers",
+}
 
 
 def install(folder: Path) -> None:
@@ -88,6 +101,11 @@ class Client:
         """What the network held after loading the pre-trained weights."""
         return self.base / "loaded.pth"
 
+    @property
+    def trained(self) -> Path:
+        """What the network held after the first epoch."""
+        return self.loaded.with_name(f"{self.loaded.name}.after")
+
     def run(self, command: str, folder: Path) -> str:
         """Run a command line of nnU-Net in `folder` as a user would; returns its output, fails with it."""
         env = {
@@ -111,8 +129,16 @@ class Client:
         return done.stdout
 
     def train(self, line: str, folder: Path) -> str:
-        """A literal nnUNetv2_train line of HOW_TO.md, for two steps on the CPU."""
-        return self.run(f"{line} -tr TrainerOfTwoSteps -device cpu", folder)
+        """A literal nnUNetv2_train line of HOW_TO.md, for two steps of its trainer on the CPU."""
+        name = line.partition(" -tr ")[2].partition(" ")[0] or "nnUNetTrainer"
+        trainer = self.base / "trainer"
+        held = name == "SSL3DEncoderFirst"
+        if held:
+            shutil.copy(folder / "trainers" / "ssl3d_trainers.py", trainer)
+        text = TRAINER.format(name=name, module=MODULES[name], held=held)
+        (trainer / f"{name.lower()}_of_two_steps.py").write_text(text)
+        line = line.replace(f" -tr {name}", "")
+        return self.run(f"{line} -tr {name}OfTwoSteps -device cpu", folder)
 
     def make_dataset(self, channels: int, shape=(40, 36, 28), spacing=(1.0, 1.0, 1.2)) -> None:
         """Five synthetic CTs of one bright organ, `shape` in nibabel's (x, y, z)."""
@@ -120,7 +146,6 @@ class Client:
         images, labels = raw / "imagesTr", raw / "labelsTr"
         for folder in (images, labels, self.base / "trainer"):
             folder.mkdir(parents=True)
-        (self.base / "trainer" / "trainer_of_two_steps.py").write_text(TRAINER)
         rng = np.random.default_rng(0)
         affine = np.diag([*spacing, 1.0])
         grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))

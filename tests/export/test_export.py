@@ -14,12 +14,12 @@ from ssl3d.models.init import aliases, load_weights
 
 
 def test_targets_that_are_not_there_name_those_that_are(tmp_path):
-    with pytest.raises(ValueError, match="no export for 'keras'; available are nnunet, .*safetensors"):
+    with pytest.raises(ValueError, match=r"no export for 'keras'; available are nnunet, .*safetensors"):
         export(tmp_path, "keras", tmp_path / "out")
 
 
 def test_options_of_another_target_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="--in-channels is for --to nnunet.* only"):
+    with pytest.raises(ValueError, match=r"--in-channels is for --to nnunet.* only"):
         export(tmp_path, "safetensors", tmp_path / "out", in_channels=2)
     with pytest.raises(ValueError, match="--minimum is 50; it is a share, from 0 to 1"):
         export(tmp_path, "nnunet", tmp_path / "out", minimum=50)

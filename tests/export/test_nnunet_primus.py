@@ -59,7 +59,7 @@ def test_one_channel_is_spread_over_two():
 
 
 def test_an_export_has_every_name_for_the_data_sets_classes_and_patch(dataset_json, plans_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(nnunet_primus, "_SIZES", ("tiny",))  # S has 20 million parameters
+    monkeypatch.setattr(nnunet_primus, "SIZES_BUILT", ("tiny",))  # S has 20 million parameters
     backbone = Primus("tiny", input_size=(16, 24, 32))
     plans = plans_file(2)
     out = tmp_path / "out"
@@ -84,7 +84,7 @@ def test_an_export_has_every_name_for_the_data_sets_classes_and_patch(dataset_js
 def test_what_nnunet_has_no_trainer_for_is_refused(dataset_json, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="sizes S, B, M, L with 8-voxel patches; this run has size tiny"):
         export_nnunet(Primus("tiny", input_size=(16, 24, 32)), tmp_path / "out", dataset_json=dataset_json)
-    monkeypatch.setattr(nnunet_primus, "_SIZES", ("tiny",))
+    monkeypatch.setattr(nnunet_primus, "SIZES_BUILT", ("tiny",))
     with pytest.raises(ValueError, match="needs --dataset-json for a Primus"):
         export_nnunet(Primus("tiny", input_size=(16, 24, 32)), tmp_path / "out")
 

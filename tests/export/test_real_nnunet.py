@@ -1,6 +1,9 @@
 """The real nnU-Net (from PyPI, in its own environment) takes an export and starts from exactly the run's weights."""
 
+import json
+import math
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -9,8 +12,10 @@ import torch
 from nnunet_client import DATASET, Client, install
 
 from ssl3d.export.nnunet import export_nnunet
+from ssl3d.export.report import ExportReport
 from ssl3d.export.source import Source
 from ssl3d.models.init import aliases
+from ssl3d.models.primus import Primus
 from ssl3d.models.resenc import ResEncUNet
 from ssl3d.testing.backbone import randomise
 
@@ -31,12 +36,24 @@ def environment():
     return folder
 
 
-def planned(environment, base: Path, channels: int) -> Client:
-    """A client whose data set is planned and preprocessed by nnU-Net's ResEnc L planner."""
+def planned(environment, base: Path, channels: int, shape=(40, 36, 28), spacing=(1.0, 1.0, 1.2)) -> Client:
+    """A client whose data set is planned and preprocessed by nnU-Net's ResEnc L planner; `shape` in (x, y, z)."""
     client = Client(environment, base)
-    client.make_dataset(channels)
+    client.make_dataset(channels, shape, spacing)
     client.run("nnUNetv2_plan_and_preprocess -d 501 -pl nnUNetPlannerResEncL -c 3d_fullres -npfp 1 -np 1", base)
     return client
+
+
+def plans_of(client: Client) -> Path:
+    return client.preprocessed / "nnUNetResEncUNetLPlans.json"
+
+
+def shrink(client: Client, patch: list[int]) -> dict:
+    """Give the planned configuration a patch that a CPU can train; returns its architecture."""
+    content = json.loads(plans_of(client).read_text())
+    content["configurations"]["3d_fullres"]["patch_size"] = patch
+    plans_of(client).write_text(json.dumps(content))
+    return content["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
 
 
 def commands(out: Path, start: str) -> list[str]:
@@ -45,19 +62,22 @@ def commands(out: Path, start: str) -> list[str]:
     return [line for line in lines if line.startswith(start)]
 
 
-def assert_started_from(client: Client, backbone: ResEncUNet, adapted: torch.Tensor | None = None) -> None:
-    """Every encoder and decoder tensor of nnU-Net's network, under each of its names, is the run's."""
+def assert_trained(client: Client, report: ExportReport, log: str) -> dict[str, torch.Tensor]:
+    """nnU-Net took the file, holds as many tensors as the report counts, and its loss is finite; returns those."""
+    assert "Loading pretrained weights" in log
+    losses = [float(word) for word in re.findall(r"train_loss (\S+)", log)]
+    assert losses and all(map(math.isfinite, losses)), log[-2000:]
     loaded = torch.load(client.loaded, weights_only=True)
-    ours = backbone.state_dict()
-    seen = set()
+    assert len({value.data_ptr() for value in loaded.values()}) == len(report.tensors)
+    return loaded
+
+
+def assert_holds(loaded: dict[str, torch.Tensor], out: Path, report: ExportReport) -> None:
+    """Every tensor under each of its names is the exported one, and the copied ones are the report's."""
+    exported = torch.load(out / "checkpoint.pth", weights_only=True)["network_weights"]
     for name, value in loaded.items():
-        if ".seg_layers." in name:
-            continue
-        own = name.removeprefix("decoder.") if name.startswith("decoder.encoder.") else name
-        wanted = adapted if adapted is not None and own in aliases(backbone)[ResEncUNet.stem] else ours[own]
-        assert torch.equal(value, wanted), name
-        seen.add(own)
-    assert seen == set(ours)
+        assert ".seg_layers." in name or torch.equal(value, exported[name]), name
+    assert set(report.names("copied")) <= set(loaded)
 
 
 @pytest.mark.slow
@@ -65,36 +85,93 @@ def assert_started_from(client: Client, backbone: ResEncUNet, adapted: torch.Ten
 def test_nnunet_starts_from_the_runs_weights(environment, tmp_path):
     client = planned(environment, tmp_path / "nnunet", channels=1)
     backbone = randomise(ResEncUNet("S"))
-    plans = client.preprocessed / "nnUNetResEncUNetLPlans.json"
     out = tmp_path / "out"
-    export_nnunet(backbone, out, plans=plans, dataset_json=client.preprocessed / "dataset.json")
-    (line,) = commands(out, "nnUNetv2_train")
-    log = client.train(line, out)
-    assert "Loading pretrained weights" in log
-    assert_started_from(client, backbone)
+    report = export_nnunet(
+        backbone, out, plans=plans_of(client), dataset_json=client.preprocessed / "dataset.json", strict=True
+    )
+    line = commands(out, "nnUNetv2_train")[0]
+    loaded = assert_trained(client, report, client.train(line, out))
+    assert_holds(loaded, out, report)
+    assert all(torch.equal(loaded[name], value) for name, value in backbone.state_dict().items())
     assert list((tmp_path / "nnunet" / "results").rglob("checkpoint_final.pth")), "it trains on from there"
 
 
 @pytest.mark.acceptance
 @pytest.mark.timeout(2400)
-@pytest.mark.parametrize("channels", [1, 2])
-def test_nnunet_takes_its_own_large_network(environment, tmp_path, channels):
-    client = planned(environment, tmp_path / "nnunet", channels)
+def test_two_channels_into_the_runs_own_large_network(environment, tmp_path):
+    client = planned(environment, tmp_path / "nnunet", 2)
     backbone = randomise(ResEncUNet("L"))
     out = tmp_path / "out"
-    export_nnunet(
-        Source(backbone, provenance=PROVENANCE), out, plans=client.preprocessed / "nnUNetResEncUNetLPlans.json"
-    )
-    into_own_plans, into_whole_plans = commands(out, "nnUNetv2_train")
-    stem = backbone.state_dict()[ResEncUNet.stem]
-    adapted = stem.repeat(1, channels, 1, 1, 1) / channels
-    client.train(into_own_plans, out)
-    assert_started_from(client, backbone, adapted)
+    report = export_nnunet(Source(backbone, provenance=PROVENANCE), out, plans=plans_of(client))
+    into_own_plans, _, into_whole_plans = commands(out, "nnUNetv2_train")
+    loaded = assert_trained(client, report, client.train(into_own_plans, out))
+    assert_holds(loaded, out, report)
+    stem = backbone.state_dict()[ResEncUNet.stem].repeat(1, 2, 1, 1, 1) / 2
+    assert all(torch.equal(loaded[name], stem) for name in aliases(backbone)[ResEncUNet.stem])
 
     client.loaded.unlink()
-    (preprocess,) = commands(out, "nnUNetv2_preprocess")
+    preprocess = commands(out, "nnUNetv2_preprocess")[-1]
     client.run(f"cp ssl3dPlans.json {client.preprocessed}/ && {preprocess} -np 1", out)
-    client.train(into_whole_plans, out)
-    assert_started_from(client, backbone, adapted)
+    assert_holds(assert_trained(client, report, client.train(into_whole_plans, out)), out, report)
     assert (client.preprocessed / "ssl3dPlans_3d_fullres").is_dir()
     assert DATASET in into_whole_plans
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize(
+    ("shape", "spacing", "patch", "stages"),
+    [
+        pytest.param((136, 132, 130), (1.0, 1.0, 1.0), [64, 32, 32], 6, id="isotropic"),
+        pytest.param((300, 296, 24), (0.7, 0.7, 4.0), None, 7, id="anisotropic"),
+        pytest.param((40, 36, 28), (1.0, 1.0, 1.2), None, 0, id="small"),
+    ],
+)
+def test_the_planned_network_is_filled(environment, tmp_path, shape, spacing, patch, stages):
+    client = planned(environment, tmp_path / "nnunet", 1, shape, spacing)
+    architecture = shrink(client, patch) if patch else None
+    if architecture is None:  # the least that the planned strides can take
+        content = json.loads(plans_of(client).read_text())
+        architecture = content["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+        total = [math.prod(step) for step in zip(*architecture["strides"])]
+        shrink(client, [2 * total[0], 2 * total[1], 2 * total[2]])
+    assert architecture["n_stages"] == stages or not stages
+    if stages == 7:
+        assert [1, 3, 3] in architecture["kernel_sizes"]
+    backbone = randomise(ResEncUNet("L"))
+    out = tmp_path / "out"
+    exact = shape[0] == 136
+    report = export_nnunet(backbone, out, plans=plans_of(client), architecture="planned", strict=exact)
+    assert bool(report.names("adapted")) == (stages == 7)
+    loaded = assert_trained(client, report, client.train(commands(out, "nnUNetv2_train")[0], out))
+    assert_holds(loaded, out, report)
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(2400)
+def test_an_untrained_decoder_warms_up_while_the_encoder_is_held(environment, tmp_path):
+    client = planned(environment, tmp_path / "nnunet", 1)
+    out = tmp_path / "out"
+    source = Source(randomise(ResEncUNet("S")), trained_decoder=False)
+    report = export_nnunet(source, out, plans=plans_of(client))
+    line = commands(out, "nnUNetv2_train")[1]
+    assert "-tr SSL3DEncoderFirst" in line
+    loaded = assert_trained(client, report, client.train(line, out))
+    after = torch.load(client.trained, weights_only=True)
+    for name, value in loaded.items():
+        if name.startswith("encoder."):
+            assert torch.equal(value, after[name]), name
+    assert not torch.equal(loaded["decoder.transpconvs.0.weight"], after["decoder.transpconvs.0.weight"])
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(2400)
+def test_nnunets_primus_trainer_starts_from_a_primus(environment, tmp_path):
+    client = planned(environment, tmp_path / "nnunet", 2)
+    out = tmp_path / "out"
+    backbone = randomise(Primus("S", input_size=(16, 24, 32)))
+    report = export_nnunet(backbone, out, plans=plans_of(client), dataset_json=client.preprocessed / "dataset.json")
+    (line,) = commands(out, "nnUNetv2_train")
+    loaded = assert_trained(client, report, client.train(line, out))
+    assert_holds(loaded, out, report)
+    assert torch.equal(loaded["eva.blocks.3.attn.proj.weight"], backbone.state_dict()["eva.blocks.3.attn.proj.weight"])

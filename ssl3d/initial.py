@@ -1,0 +1,99 @@
+"""The weights that a training starts from (`model.init`): read once, recorded in the run, never read by a resume."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ssl3d import checkpoint
+from ssl3d.leaks import find_seen
+from ssl3d.log import write_json
+from ssl3d.models.backbone import Backbone
+
+RECORD_FILE, SEEN_FILE = "initial_weights.json", "initial_seen.parquet"
+KNOWN, UNKNOWN = "known", "unknown"
+
+
+@dataclass(frozen=True)
+class Initial:
+    """What a run started from: `record` (plain types, for RECORD_FILE) and `seen`, the rows of its seen.parquet.
+
+    `record["data"]` is UNKNOWN where those weights, or the ones they came from, were trained on volumes that no
+    seen.parquet lists.
+    """
+
+    record: dict[str, Any]
+    seen: pd.DataFrame | None = None
+
+    def write(self, folder: Path) -> None:
+        """Keep it in the run's folder, for resumes and for the leak guard."""
+        write_json(folder / RECORD_FILE, self.record)
+        if self.seen is not None:
+            self.seen.to_parquet(folder / SEEN_FILE, index=False)
+
+
+def initialise(backbone: Backbone, model: Mapping[str, Any]) -> Initial | None:
+    """Fill `backbone` as the model section of a recipe says (init, init_part, ...); None when it names no weights.
+
+    Raises FileNotFoundError, ValueError: one sentence that begins with model.init.
+    """
+    if model["init"] is None:
+        return None
+    from ssl3d import weights  # the networks that other programs know take seconds to import
+
+    path = Path(model["init"])
+    choices = weights.Choices(
+        trust=model["init_trust"],
+        cast=model["init_cast"],
+        inflate=model["init_inflate"],
+        minimum=model["init_minimum"],
+    )
+    try:
+        report = weights.fill_from(backbone, path, model["init_part"], choices, source=f"model.init: '{path}'")
+    except (ValueError, FileNotFoundError) as error:
+        message = str(error).replace("--minimum ", "model.init_minimum=")
+        raise type(error)(message if message.startswith("model.init: ") else f"model.init: {message}") from None
+    seen = find_seen(path)
+    before = load(seen.parent) if seen is not None else None
+    unknown = seen is None or (before is not None and before.record["data"] == UNKNOWN)
+    record = {
+        "init": str(path),
+        "digest": report.digest,
+        "format": report.format,
+        "backbone": report.backbone,
+        "part": model["init_part"],
+        "summary": f"{report.summary()}; {report.shares()}",
+        "notes": report.notes,
+        "data": UNKNOWN if unknown else KNOWN,
+        "seen_digest": report.provenance.get("seen_digest"),
+    }
+    return Initial(record, None if seen is None else pd.read_parquet(seen))
+
+
+def load(folder: Path) -> Initial | None:
+    """What a run's folder says it started from; None when it started from random weights."""
+    if not (folder / RECORD_FILE).is_file():
+        return None
+    record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+    seen = folder / SEEN_FILE
+    return Initial(record, pd.read_parquet(seen) if seen.is_file() else None)
+
+
+def provenance(run_or_file: Path) -> dict[str, Any]:
+    """{recipe, seed, steps} of a run or checkpoint; {imported: format, digest, notes} of other weights.
+
+    Raises FileNotFoundError, ValueError naming the file.
+    """
+    if not checkpoint.is_foreign(run_or_file):
+        content = checkpoint.open_run(run_or_file)
+        recipe = content["recipe"]
+        return {"recipe": recipe, "seed": recipe["run"]["seed"], "steps": content["step"]}
+    from ssl3d import weights
+
+    _, report = weights.import_weights(run_or_file)
+    return {"imported": {"format": report.format, "digest": report.digest, "notes": report.notes}}

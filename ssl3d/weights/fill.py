@@ -1,0 +1,185 @@
+"""Fill a backbone from recognised weights, tensor by tensor, and refuse what would not be the pre-trained network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ssl3d.models.backbone import Backbone
+from ssl3d.models.init import aliases
+from ssl3d.models.transfer import MINIMUM, Part, TensorOutcome, TransferReport
+from ssl3d.regions import Size3
+from ssl3d.weights.inflate import channels
+from ssl3d.weights.recognised import Recognised
+
+_POSITIONS = ("eva.pos_embed", "vit.pos_embed")
+_LISTED = 6
+
+
+@dataclass
+class ImportReport(TransferReport):
+    """A TransferReport with the file's name and `digest`, its `format`, the `backbone` filled, and `notes`."""
+
+    source: str = ""
+    digest: str = ""
+    format: str = ""
+    backbone: str = ""
+    notes: list[str] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """A few plain lines for the terminal."""
+        lines = [f"{self.source}: {self.format} into {self.backbone}: {self.summary()}", f"  {self.shares()}"]
+        reasons: dict[tuple[str, str], list[str]] = {}
+        for t in self.tensors:
+            if t.outcome != "copied":
+                reasons.setdefault((t.outcome, t.reason), []).append(t.name)
+        for (outcome, reason), names in list(reasons.items())[:_LISTED]:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            lines.append(f"  {outcome} {names[0]}{more}: {reason}")
+        if len(reasons) > _LISTED:
+            lines.append(f"  and {len(reasons) - _LISTED} more reasons, which the JSON report lists")
+        return "\n".join(lines + [f"  {note}" for note in self.notes])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types."""
+        named = {key: getattr(self, key) for key in ("source", "digest", "format", "backbone", "notes", "provenance")}
+        return {**named, **super().to_dict()}
+
+
+def fill(
+    backbone: Backbone,
+    found: Recognised,
+    source: str,
+    part: Literal["all", "encoder"] = "all",
+    minimum: float = MINIMUM,
+    cast: bool = False,
+) -> ImportReport:
+    """Copy recognised tensors into `backbone`; nothing is changed when anything is refused.
+
+    A stem for another number of image channels and a position table for another grid are adapted; every other shape
+    must be equal. `part`: 'encoder' leaves the decoder as it is. `minimum`: share of the encoder's parameters that
+    must be filled. `cast`: take other floating point types and convert them to float32.
+    Raises ValueError, one sentence that begins with `source`: another network, shape or type, NaN, too little.
+    """
+    _refuse_other_network(backbone, found, source)
+    encoder = backbone.encoder_parameter_names()
+    target = backbone.state_dict()
+    report = ImportReport(
+        source=source, format=found.format, backbone=type(backbone).__name__, notes=list(found.notes),
+        provenance=found.provenance,
+    )  # fmt: skip
+    values: dict[str, Tensor] = {}
+    known: set[str] = set()
+    for name, names in aliases(backbone).items():
+        known.update(names)
+        shape = tuple(target[name].shape)
+        of: Part = "encoder" if name in encoder else "decoder"
+        present = [alias for alias in names if alias in found.tensors]
+        if part == "encoder" and of == "decoder":
+            report.tensors.append(TensorOutcome(name, "fresh", shape, "only the encoder was asked for", of))
+        elif not present:
+            report.tensors.append(TensorOutcome(name, "fresh", shape, _why_missing(name, found), of))
+        else:
+            value, cast_from = _one_value(found.tensors, present, target[name].dtype, source, cast)
+            value, fitted = _fit(value, name, shape, backbone, found, source)
+            how = "; ".join(text for text in (cast_from, found.adapted.get(present[0], ""), fitted) if text)
+            values[name] = value
+            report.tensors.append(TensorOutcome(name, "adapted" if how else "copied", shape, how, of))
+    ignored = {n: "the model has no such tensor" for n in found.tensors if n not in known} | found.ignored
+    shapes = {n: tuple(found.tensors[n].shape) if n in found.tensors else () for n in ignored}
+    report.tensors += [TensorOutcome(n, "ignored", shapes[n], why, "head") for n, why in ignored.items()]
+    report.refuse_below(minimum, source)
+    with torch.no_grad():
+        for name, value in values.items():
+            target[name].copy_(value)
+    return report
+
+
+def _refuse_other_network(backbone: Backbone, found: Recognised, source: str) -> None:
+    mine = type(backbone)
+    name = found.spec.target.rpartition(".")[2]
+    if mine.__name__ != name:
+        arguments = ", ".join(f"{k}={v}" for k, v in found.spec.kwargs.items() if k != "arch_kwargs")
+        raise ValueError(
+            f"{source} holds weights of a {name} ({found.format}), the model is a {mine.__name__}: set "
+            f"model._target_={found.spec.target} ({arguments})"
+        )
+
+
+def _why_missing(name: str, found: Recognised) -> str:
+    for head, why in found.missing.items():
+        if name.startswith(head):
+            return why
+    return "the file holds no such tensor"
+
+
+def _one_value(
+    tensors: Mapping[str, Tensor], names: list[str], wanted: torch.dtype, source: str, cast: bool
+) -> tuple[Tensor, str]:
+    """The value under all of `names`, which must agree, as the model's type; and how it was converted."""
+    first = tensors[names[0]]
+    if first.layout != torch.strided or first.is_quantized:
+        raise ValueError(f"{source}: tensor '{names[0]}' is quantised or sparse, not a plain array of numbers")
+    if first.dtype != wanted:
+        floating = first.is_floating_point() and wanted.is_floating_point
+        if not floating or first.element_size() == 1:
+            raise ValueError(f"{source}: tensor '{names[0]}' is {_word(first.dtype)}, this model needs {_word(wanted)}")
+        if not cast:
+            raise ValueError(
+                f"{source}: tensor '{names[0]}' is {_word(first.dtype)}, not {_word(wanted)}: ask for the original "
+                "file, or take it as it is with --cast (model.init_cast=true in a recipe)"
+            )
+    for name in names[1:]:
+        if tensors[name].shape != first.shape or not torch.equal(tensors[name], first):
+            raise ValueError(f"{source}: '{names[0]}' and '{name}' are one tensor in this model but differ in the file")
+    if first.is_floating_point() and not bool(torch.isfinite(first).all()):
+        raise ValueError(f"{source}: tensor '{names[0]}' holds NaN or Inf, so these weights are of no use")
+    if first.dtype == wanted:
+        return first, ""
+    return first.to(wanted), f"{_word(first.dtype)} converted to {_word(wanted)}"
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _fit(
+    value: Tensor, name: str, shape: tuple[int, ...], backbone: Backbone, found: Recognised, source: str
+) -> tuple[Tensor, str]:
+    """A value in the model's shape, and how it was brought there. Raises ValueError when it cannot be."""
+    if tuple(value.shape) == shape:
+        return value, ""
+    others = (*value.shape[:1], *value.shape[2:]) == (*shape[:1], *shape[2:])
+    if (
+        len(shape) == value.ndim == 5
+        and others
+        and (value.shape[1], shape[1]) == (found.channels, backbone.in_channels)
+    ):
+        return channels(value, shape[1]), f"{value.shape[1]} image channels to {shape[1]} (their sum / {shape[1]})"
+    if name in _POSITIONS and found.grid is not None and value.shape[2] == shape[2]:
+        return _resize(value, found.grid, _token_grid(backbone)), (
+            f"positions of {list(found.grid)} tokens resized to {list(_token_grid(backbone))} (trilinear)"
+        )
+    arguments = ", ".join(f"model.{k}={v}" for k, v in found.spec.kwargs.items() if not isinstance(v, dict))
+    raise ValueError(
+        f"{source}: tensor '{name}' is {tuple(value.shape)}, this model needs {shape}: the file fits a model with "
+        f"{arguments}" + (" and arch_kwargs of its own" if "arch_kwargs" in found.spec.kwargs else "")
+    )
+
+
+def _token_grid(backbone: Backbone) -> Size3:
+    sizes: Any = backbone
+    d, h, w = (n // p for n, p in zip(sizes.input_size, sizes.patch_size))
+    return (d, h, w)
+
+
+def _resize(table: Tensor, old: Size3, new: Size3) -> Tensor:
+    """(1, N, C) on a token grid `old` -> (1, M, C) on `new`."""
+    volume = table.transpose(1, 2).unflatten(2, old)
+    return F.interpolate(volume, size=new, mode="trilinear", align_corners=False).flatten(2).transpose(1, 2)
