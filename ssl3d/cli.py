@@ -284,7 +284,7 @@ def _verbs() -> dict[str, tuple[Callable[[argparse.Namespace], int], str, str, C
 
     def export(add: Add) -> None:
         add("run", metavar="RUN|FILE")
-        add("--to", required=True, metavar="TARGET", help="nnunet | nnssl | monai | safetensors")
+        add("--to", required=True, metavar="TARGET", help="nnunet | nnssl | monai | safetensors | hub | ...")
         add("--out", required=True, metavar="DIR")
         add("--plans", metavar="FILE", help="your nnU-Net plans: the new configuration is added to it")
         add("--dataset-json", metavar="FILE", help="your nnU-Net dataset.json: says how many channels")

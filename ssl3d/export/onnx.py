@@ -13,7 +13,12 @@ from ssl3d.export.source import Source
 from ssl3d.export.torch_export import compare, finish, prepare
 from ssl3d.models.backbone import Backbone
 
-_NEEDED = ("onnx", "onnxscript", "onnxruntime")
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+
+
+def is_installed(name: str) -> bool:
+    """Whether a library can be imported."""
+    return importlib.util.find_spec(name) is not None
 
 
 def export_onnx(source: Source | Backbone, out: Path, strict: bool = False) -> ExportReport:
@@ -24,7 +29,7 @@ def export_onnx(source: Source | Backbone, out: Path, strict: bool = False) -> E
     is ever adapted. Raises ValueError on NaN or Inf, when the libraries are missing, and when the graph gives other
     features.
     """
-    if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
+    if missing := [name for name in NEEDED if not is_installed(name)]:
         raise ValueError(f"--to onnx needs {', '.join(missing)}: pip install 'ssl3d[onnx]'")
     import onnxruntime
 

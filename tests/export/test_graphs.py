@@ -41,7 +41,7 @@ def test_a_graph_that_gives_other_features_is_refused(backbone):
 
 
 def test_onnx_without_its_libraries_says_how_to_get_them(backbone, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_target, "_NEEDED", ("onnx", "no_such_library"))
+    monkeypatch.setattr(onnx_target, "NEEDED", ("onnx", "no_such_library"))
     with pytest.raises(ValueError, match=r"--to onnx needs .*no_such_library: pip install 'ssl3d\[onnx\]'"):
         export_onnx(backbone, tmp_path / "out")
     assert not (tmp_path / "out").exists()
