@@ -207,10 +207,12 @@ def _loop(training: Training) -> None:
             if recipe.data.on_error == "skip":
                 training.metrics.add({"data/replaced": torch.tensor(loader.replaced - replaced)})
             training.step += 1
-            watch.stop()
             last = training.step == run.steps
-            if every(training.step, run.log_every) or last:
-                finite.check()
+            tells = every(training.step, run.log_every) or last
+            if tells:
+                finite.check()  # waits for a GPU: what it has still to do belongs to these steps
+            watch.stop()
+            if tells:
                 loss = _write_metrics(training, lr, watch)
                 bar.update(training.step, f"loss {loss:.4g}")
             if observe(training, observers, last):
