@@ -154,7 +154,7 @@ def _network(source: Source) -> Network:
         kwargs = nnunet_primus.network_kwargs(backbone, list(backbone.input_size))
         classes = backbone.decoder_channels[0]  # of the run's own decoder, so that it fits too
         module = nnunet_primus.build(backbone, backbone.in_channels, classes, kwargs)
-        tensors = nnunet_primus.fill(module, source, list(backbone.input_size))
+        tensors = nnunet_primus.fill(module, source, list(backbone.input_size), classes=False)
         return Network(module, f"Primus{backbone.size}", kwargs, [], tensors)
     size = f" of size {backbone.size}" if isinstance(backbone, Primus) else ""
     raise ValueError(
