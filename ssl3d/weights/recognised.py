@@ -87,6 +87,13 @@ class Recognised:
 Reader = Callable[[State, Hints], Recognised | None]
 
 
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same numbers; NaN is the same as NaN."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return bool(((a == b) | ((a != a) & (b != b))).all())
+
+
 def split(
     state: State, head: str | tuple[str, ...], why: str = "a head, which no backbone has"
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
