@@ -16,7 +16,7 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
     "ssl3d", "torch", "numpy", "scipy", "zarr", "numcodecs", "blosc2", "SimpleITK", "nibabel", "monai",
-    "dynamic-network-architectures",
+    "dynamic-network-architectures", "torchio",
 )  # fmt: skip
 
 

@@ -4,7 +4,9 @@
 #
 #   benchmarks/gpu.sh --prepare    here, with an index: puts the wheels that machine lacks and a small store into .gpu/
 #   benchmarks/gpu.sh              there, in the checkout with .gpu/: tests, step, loader and task benchmarks, JSON in $OUT
-#   benchmarks/gpu.sh --dry-run    the same steps at tiny size on the CPU, in the present environment (CI)
+#   benchmarks/gpu.sh --layout     there, ten minutes more: ResEnc-L and Primus-M compiled or not, channels last, recomputed,
+#                                  DDP and FSDP on one device; MFU, memory, the ten longest operations
+#   benchmarks/gpu.sh --dry-run    all these steps at tiny size on the CPU, in the present environment (CI)
 #
 # Environment: PYTHON (default: .venv/bin/python if it is there, else python3), OUT (default: benchmarks/results).
 # Exit code: 0 only if every step passed; each runs whatever the others did. $OUT/gpu.json sums them up.
@@ -76,15 +78,25 @@ step() { # NAME SECONDS COMMAND...: run it, note how it ended
     [ "$code" -eq 0 ] || { echo "== $name failed (exit $code)"; FAILED=1; }
 }
 
-run() { # SECONDS for each of tests, step, loader, tasks
-    local tests=$1 bench=$2 loader=$3 tasks=$4
+begin() {
     FAILED=0
     mkdir -p "$OUT" || fail "cannot write $OUT"
     export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+}
+
+layout() { # SECONDS
+    step layout "$1" "$PYTHON" benchmarks/bench_layout.py "${LAYOUT_OPTIONS[@]}" --out "$OUT"
+}
+
+run() { # SECONDS for each of tests, step, loader, tasks
+    local tests=$1 bench=$2 loader=$3 tasks=$4
     step tests "$tests" "$PYTHON" -m pytest tests/gpu -m gpu -rs -p no:cacheprovider --junitxml="$OUT/tests.xml"
     step step "$bench" "$PYTHON" benchmarks/bench_step.py "${STEP_OPTIONS[@]}" --out "$OUT"
     step loader "$loader" "$PYTHON" benchmarks/bench_loader.py "${LOADER_OPTIONS[@]}" --out "$OUT"
     step tasks "$tasks" "$PYTHON" benchmarks/bench_tasks.py "${TASKS_OPTIONS[@]}" --out "$OUT"
+}
+
+finish() {
     local IFS=,
     printf '{"dry_run": %s, "steps": {%s}}\n' "$DRY" "${STEPS[*]}" >"$OUT/gpu.json"
     cat "$OUT/gpu.json"
@@ -102,9 +114,13 @@ case "${1-}" in
     STEP_OPTIONS=(--quick)
     LOADER_OPTIONS=(--quick --size 32 48 40)
     TASKS_OPTIONS=(--quick)
+    LAYOUT_OPTIONS=(--quick --only eager --seconds 280)
+    begin
     run 300 300 300 300
+    layout 300
+    finish
     ;;
-"")
+"" | --layout)
     OUT=${OUT:-benchmarks/results}
     DRY=false
     [ -d "$CARRY/wheels" ] || fail "there is no $CARRY/: run benchmarks/gpu.sh --prepare where a package index is"
@@ -118,9 +134,12 @@ case "${1-}" in
     STEP_OPTIONS=(--device cuda --store "$CARRY/store.zarr")
     LOADER_OPTIONS=(--store "$CARRY/store.zarr")
     TASKS_OPTIONS=(--device cuda --rounds 1 --steps 3)  # recipes whose libraries are not there are left out and named
-    run 180 180 100 130
+    LAYOUT_OPTIONS=(--store "$CARRY/store.zarr" --seconds 520)
+    begin
+    if [ "${1-}" = --layout ]; then layout 570; else run 180 180 100 130; fi
+    finish
     ;;
 *)
-    fail "unknown option $1: --prepare, --dry-run or none"
+    fail "unknown option $1: --prepare, --layout, --dry-run or none"
     ;;
 esac

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from downstream import curve, page
 from downstream.results import write_atomic
-from ssl3d.log import METRICS_FILE, read_metrics
+from ssl3d.log import METRICS_FILE, WARNING, read_metrics
 
 RECIPE_FILE, ENVIRONMENT_FILE = "recipe.yaml", "environment.json"
 REPORT, LOSS = "report.html", "loss.png"
@@ -30,6 +30,10 @@ class Training:
     lines: tuple[dict[str, Any], ...]
     recipe: str
     environment: str
+
+    def warnings(self) -> list[str]:
+        """What observers said of the run, in words."""
+        return [str(line[WARNING]) for line in self.lines if WARNING in line]
 
     def last(self) -> dict[str, float]:
         """{name: its last number} of all that was logged, timings aside."""
@@ -62,6 +66,7 @@ def write_page(trainings: Sequence[Training], folder: Path) -> Path:
     lines = [
         f"<h1>{page.text(title)}</h1>",
         page.figure(drawing, "Loss against optimiser step, as logged. Losses of different tasks are not comparable."),
+        *_warnings(trainings, names),
         "<h2>Last values</h2>",
         _last_values(trainings, names),
         "<h2>Recipe and environment</h2>",
@@ -97,6 +102,15 @@ def draw(trainings: Sequence[Training], names: Sequence[str]) -> Figure:
         if len(trainings) > 1:
             axes.legend(frameon=False)
     return figure
+
+
+def _warnings(trainings: Sequence[Training], names: Sequence[str]) -> list[str]:
+    """A box for each run that has been warned of."""
+    return [
+        '<div class="warning">' + "".join(f"<p>{page.text(f'{name}: {words}')}</p>" for words in said) + "</div>"
+        for name, training in zip(names, trainings)
+        if (said := training.warnings())
+    ]
 
 
 def _last_values(trainings: Sequence[Training], names: Sequence[str]) -> str:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl3d import config
 from ssl3d.config import ConfigError, Recipe
+from ssl3d.devices import refuse_combinations
 from ssl3d.gpus import GPUS, RESERVED_GIB, UTILISATION, Gpu
 from ssl3d.models.backbone import Backbone
 from ssl3d.schema import did_you_mean
+from ssl3d.sharding import backbones
 from ssl3d.tasks.task import Objective
 
 GIB = 2**30
@@ -31,6 +34,7 @@ def check(name: str | Mapping[str, Any], overrides: Sequence[str] = (), gpu: str
         raise ConfigError([f"--gpu is '{gpu}'{did_you_mean(gpu, list(GPUS))} (known are {', '.join(GPUS)})"])
     recipe = config.load(name, overrides, unset=("data.store",))
     objective = config.build_task(recipe, _shapes(recipe))
+    refuse_combinations(recipe, objective)
     return OmegaConf.to_yaml(OmegaConf.create(recipe.to_dict())) + "\n" + summary(recipe, objective, gpu)
 
 
@@ -72,8 +76,9 @@ def on_gpu(recipe: Recipe, gpu: Gpu, weights: float, activations: float, flops: 
     if fitting >= at_once:
         lines = [f"fits         {gpu.name}: {takes}"]
     elif fitting == 0:
-        lines = [f"too large    {gpu.name}: {takes}, one region alone {activations / GIB:.1f}: take a smaller patch or "
-                 "model"]  # fmt: skip
+        recompute = "" if recipe.run.recompute else "set run.recompute=true, or "
+        lines = [f"too large    {gpu.name}: {takes}, one region alone {activations / GIB:.1f}: {recompute}take a "
+                 "smaller patch or model"]  # fmt: skip
     else:
         size = recipe.data.batch_size // count
         parts = next(n for n in range(1, size + 1) if size % n == 0 and size // n <= fitting)
@@ -99,31 +104,55 @@ def regions_at_once(recipe: Recipe) -> int:
 
 
 def weight_bytes(recipe: Recipe, objective: Objective) -> int:
-    """Bytes of weights, gradients, optimiser state and moving average in float32; a teacher has weights alone."""
+    """Bytes of weights, gradients, optimiser state and moving average in float32; a teacher has weights alone.
+
+    Sharded, each device holds its part of all that, and for a while the whole weights of what lies in no segment, of
+    the segment it computes and of the next.
+    """
     states = {"sgd": 1 if recipe.optim.momentum else 0, "adamw": 2}[recipe.optim.name]
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     total = sum(p.numel() for p in objective.parameters())
-    return 4 * (total * (1 + (recipe.optim.ema is not None)) + trained * (1 + states))
+    kept = 4 * (total * (1 + (recipe.optim.ema is not None)) + trained * (1 + states))
+    if recipe.run.strategy != "fsdp" or devices(recipe) == 1:
+        return kept
+    segments = [sum(p.numel() for p in s.parameters()) for b in backbones(objective) for s in b.segments()]
+    return kept // devices(recipe) + 4 * (total - sum(segments) + 2 * max(segments, default=0))
 
 
 def activation_bytes(recipe: Recipe, objective: Objective) -> float:
     """Bytes that autograd keeps of one region until its backward pass: measured on fake tensors, no memory is used.
 
     Tensors that the backbone's operations save, once each, times the inputs that a region sends through it. Heads and
-    losses come on top.
+    losses come on top. With run.recompute the inputs of the segments, and what the largest of them saves while it is
+    computed again.
     """
     backbone = _shapes(recipe).to_empty(device="cpu")  # real to torch, but never written to
-    one, two = (_kept_bytes(recipe, objective, backbone, inputs) for inputs in (1, 2))
+    one, two = (_kept_bytes(recipe, objective, copy.deepcopy(backbone), inputs) for inputs in (1, 2))
     return max(two - one, 1) * objective.passes  # the difference: weights, and their casts, are kept once
 
 
 def _kept_bytes(recipe: Recipe, objective: Objective, backbone: Backbone, inputs: int) -> int:
-    kept = dict[int, Tensor]()
+    kept = dict[int, Tensor]()  # until the backward pass
+    within: dict[nn.Module, dict[int, Tensor]] = {}  # what each segment saves, when it is recomputed
+    current: list[dict[int, Tensor]] = [kept]
 
     def keep(tensor: Tensor) -> Tensor:
-        kept[StorageWeakRef(tensor.untyped_storage()).cdata] = tensor
+        current[-1][StorageWeakRef(tensor.untyped_storage()).cdata] = tensor
         return tensor
 
+    def enter(segment: nn.Module, given: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        for value in (*given, *named.values()):
+            if isinstance(value, Tensor):
+                keep(value)
+        current.append(within.setdefault(segment, {}))
+
+    def leave(*_: Any) -> None:
+        current.pop()
+
+    if recipe.run.recompute:
+        for segment in backbone.segments():
+            segment.register_forward_pre_hook(enter, with_kwargs=True)
+            segment.register_forward_hook(leave)
     with FakeTensorMode(allow_non_fake_inputs=True):
         x = torch.empty((inputs, backbone.in_channels, *objective.input_size))
         hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
@@ -133,12 +162,16 @@ def _kept_bytes(recipe: Recipe, objective: Objective, backbone: Backbone, inputs
                 backbone.decode(features)
             else:
                 backbone.pool(features)
-        return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+        again = [sum(_bytes(t) for key, t in saved.items() if key not in kept) for saved in within.values()]
+        return sum(_bytes(tensor) for tensor in kept.values()) + max(again, default=0)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.untyped_storage().nbytes()
 
 
 def _is_mixed(recipe: Recipe) -> bool:
     return recipe.run.precision in ("auto", "bf16-mixed", "16-mixed")
-
 
 
 def step_flops(recipe: Recipe, objective: Objective) -> int:

@@ -167,6 +167,9 @@ def _export(o: argparse.Namespace) -> int:
         in_channels=o.in_channels,
         architecture=o.architecture,
         minimum=o.minimum,
+        inflate=o.inflate,
+        cast=o.cast,
+        trust=o.trust,
         strict=o.strict,
     )
     sys.stdout.write(report.text().rstrip() + "\n")
@@ -281,14 +284,19 @@ def _verbs() -> dict[str, tuple[Callable[[argparse.Namespace], int], str, str, C
 
     def export(add: Add) -> None:
         add("run", metavar="RUN|FILE")
-        add("--to", required=True, metavar="TARGET", help="nnunet | nnssl | monai | safetensors")
+        add("--to", required=True, metavar="TARGET", help="nnunet | nnssl | monai | safetensors | hub | ...")
         add("--out", required=True, metavar="DIR")
         add("--plans", metavar="FILE", help="your nnU-Net plans: the new configuration is added to it")
         add("--dataset-json", metavar="FILE", help="your nnU-Net dataset.json: says how many channels")
         add("--in-channels", type=int, metavar="N", help="image channels of your data")
         add("--architecture", choices=("own", "planned"), help="nnunet: the run's network in your plans, or theirs")
-        add("--minimum", type=float, metavar="SHARE", help="nnunet: of the encoder that must be filled (default 0.5)")
+        add(
+            "--minimum", type=float, metavar="SHARE", help="nnunet, FILE: how much of the encoder to fill (default 0.5)"
+        )
         add("--strict", action="store_true", help="refuse anything that is not copied bit by bit")
+        add("--inflate", choices=("mean", "centre", "rotation"), help="FILE: how 2D kernels become 3D (default mean)")
+        add("--cast", action="store_true", help="FILE: convert weights of half or double precision to float32")
+        add("--trust", action="store_true", help="FILE: run the code that a pickle asks for")
 
     def evaluate(add: Add) -> None:
         add("runs", nargs="+", metavar="RUN|FILE|key=value", default=[])

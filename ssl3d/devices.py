@@ -24,7 +24,8 @@ def make_fabric(recipe: Recipe, precision: str) -> Fabric:
     if on_gpu and isinstance(devices, int) and devices > torch.cuda.device_count():
         raise ConfigError([f"run.devices is {devices}, but this machine has {torch.cuda.device_count()} GPU(s)"])
     count = devices if isinstance(devices, int) else (torch.cuda.device_count() if on_gpu else 1)
-    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1  # by torchrun, which has said how many there are
+    # by torchrun, which has said how many there are, if only one
+    launched = "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1
     if launched:
         count = int(os.environ.get("LOCAL_WORLD_SIZE", count))
     slurm = not launched and SLURMEnvironment.detect()  # srun has started a process a device

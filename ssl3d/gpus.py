@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 
@@ -27,3 +28,16 @@ GPUS = {
 }
 UTILISATION = (0.1, 0.4)  # of the peak, from memory-bound to well-fed 3D networks; an assumption, not a measurement
 RESERVED_GIB = 2.0  # context, libraries and workspaces of convolutions; an assumption too
+
+
+def find(device: str) -> Gpu | None:
+    """The GPU that a driver calls `device` ("NVIDIA H100 80GB HBM3"); None when it is not listed.
+
+    The longest listed model whose words all occur: an A100 of 40 GB is told from one of 80 GB, an H100 PCIe is none.
+    """
+    words = set(re.sub(r"(\d) ?gb", r"\1gb", re.sub(r"[-_]", " ", device.lower())).split())
+    known = [(key, gpu) for key, gpu in GPUS.items() if key.split("-")[0] in words]
+    if "pcie" in words and words & {"h100", "h200"}:
+        return None  # the figures above are the SXM module's
+    known = [(key, gpu) for key, gpu in known if key != "a100-40" or "40gb" in words]
+    return max(known, key=lambda pair: len(pair[0]))[1] if known else None

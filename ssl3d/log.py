@@ -6,11 +6,14 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 METRICS_FILE = "metrics.jsonl"
 WARNING = "warning"  # the key of a line that holds a sentence
@@ -20,12 +23,19 @@ class MetricLog:
     """Means of logged scalars since the last line, and the lines themselves.
 
     Sums stay on the device in float64 (float32 where it has none), so that logging waits for nothing between lines.
+    `volumes`: how many there are; `saw` marks those that were seen.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, volumes: int = 0) -> None:
         self.path = path
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
+        self.volumes = torch.zeros(volumes, dtype=torch.uint8)
+
+    def saw(self, volumes: Tensor) -> None:
+        """Take the numbers of volumes that a batch is of."""
+        self.volumes = self.volumes.to(volumes.device)  # a GPU's numbers are not waited for
+        self.volumes[volumes] = 1
 
     def add(self, scalars: Mapping[str, Tensor]) -> None:
         """Take the scalar entries of an objective's output (one micro-batch)."""
@@ -55,12 +65,31 @@ class MetricLog:
             raise
 
     def state(self) -> dict[str, Any]:
-        return {"sums": {k: float(v) for k, v in self.sums.items()}, "counts": dict(self.counts)}
+        sums = {k: float(v) for k, v in self.sums.items()}
+        return {"sums": sums, "counts": dict(self.counts), "volumes": self.volumes.cpu()}
 
-    def resume(self, state: Mapping[str, Any], step: int, device: torch.device) -> None:
-        """Go on from a checkpoint: its sums, and no line later than its step."""
+    def share(self, fabric: Fabric) -> None:
+        """Let all ranks have the means of their sums and all volumes that any of them saw. All must call it."""
+        if fabric.world_size == 1:
+            return
+        if self.sums:
+            sums = fabric.all_reduce(torch.stack(list(self.sums.values())), reduce_op="mean")
+            assert isinstance(sums, Tensor)
+            self.sums = dict(zip(self.sums, sums))
+        if len(self.volumes):
+            seen = fabric.all_reduce(self.volumes.clone(), reduce_op="max")
+            assert isinstance(seen, Tensor)
+            self.volumes = seen.to(self.volumes.device)
+
+    def resume(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Go on from the sums and volumes of a checkpoint."""
         self.sums = {k: torch.tensor(v, dtype=torch.float64, device=device) for k, v in state["sums"].items()}
         self.counts = dict(state["counts"])
+        if len(state.get("volumes", ())) == len(self.volumes):  # runs of version 0.1.0 counted none
+            self.volumes = state["volumes"].to(device)
+
+    def cut(self, step: int) -> None:
+        """Keep no line that is later than `step`."""
         kept = [line for line in read_metrics(self.path) if line["step"] <= step]
         part = self.path.with_suffix(".part")
         part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from signal import Signals
@@ -12,7 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from ssl3d import checkpoint, config, devices, optim, setup_run, sharding
+from ssl3d import checkpoint, config, devices, meters, optim, setup_run, sharding
 from ssl3d.checkpoint_writer import CheckpointWriter
 from ssl3d.config import Recipe
 from ssl3d.disk import WAIT_SECONDS, WAIT_SECONDS_OF_MANY
@@ -20,6 +19,7 @@ from ssl3d.initial import Initial, initialise
 from ssl3d.initial import load as load_initial
 from ssl3d.interruption import Interrupted, Interruption
 from ssl3d.log import METRICS_FILE, MetricLog
+from ssl3d.meters import Watch
 from ssl3d.observers import observe, observers_of
 from ssl3d.precision import choose_precision
 from ssl3d.regions import RegionBatch
@@ -127,7 +127,7 @@ def _prepare(recipe: Recipe, fabric: Fabric, folder: Path, data: RunData, object
         setup_run.write_start(folder, recipe, data, fabric)
     fabric.barrier()
     trackers = trackers_of(recipe, folder, fabric.is_global_zero, data.lineage())
-    metrics = MetricLog(folder / METRICS_FILE)
+    metrics = MetricLog(folder / METRICS_FILE, sum(len(store) for store in data.plan.stores))
     interruption = Interruption(fabric)
     patience = WAIT_SECONDS if fabric.world_size == 1 else WAIT_SECONDS_OF_MANY
     writer = CheckpointWriter(folder, interruption.asked, patience)
@@ -145,8 +145,9 @@ def _resume(training: Training, content: dict[str, Any]) -> None:
         training.average.state = {k: sharding.part(v, own[k]) for k, v in content["average"].items()}
     training.fabric.strategy.precision.load_state_dict(content["precision"])
     training.step = content["step"]
+    training.metrics.resume(content["metrics"], training.fabric.device)
     if training.fabric.is_global_zero:
-        training.metrics.resume(content["metrics"], training.step, training.fabric.device)
+        training.metrics.cut(training.step)
         say(f"{training.folder}: resumed at step {training.step} of {training.recipe.run.steps}")
     training.fabric.barrier()
 
@@ -154,6 +155,8 @@ def _resume(training: Training, content: dict[str, Any]) -> None:
 def _save(training: Training, wait: bool = False, best: bool = False) -> None:
     """Save the steps done so far, the last thing that happens at a step; `wait` until it is on the disk."""
     objective, first, sharded = training.objective, training.fabric.is_global_zero, sharding.is_sharded(training.fabric)
+    if not best:  # the best is the first rank's own affair, unless all hold a part of it
+        training.metrics.share(training.fabric)
     if not first and not sharded:
         return
     tensors = {
@@ -186,7 +189,7 @@ def _save(training: Training, wait: bool = False, best: bool = False) -> None:
 
 def _loop(training: Training) -> None:
     recipe, run = training.recipe, training.recipe.run
-    watch = _Watch()
+    watch = meters.watch(recipe, training.objective, training.fabric)
     finite = _FiniteCheck(training)
     observers = observers_of(training)
     every = setup_run.due
@@ -204,10 +207,12 @@ def _loop(training: Training) -> None:
             if recipe.data.on_error == "skip":
                 training.metrics.add({"data/replaced": torch.tensor(loader.replaced - replaced)})
             training.step += 1
-            watch.stop()
             last = training.step == run.steps
-            if every(training.step, run.log_every) or last:
-                finite.check()
+            tells = every(training.step, run.log_every) or last
+            if tells:
+                finite.check()  # waits for a GPU: what it has still to do belongs to these steps
+            watch.stop()
+            if tells:
                 loss = _write_metrics(training, lr, watch)
                 bar.update(training.step, f"loss {loss:.4g}")
             if observe(training, observers, last):
@@ -224,11 +229,13 @@ def _loop(training: Training) -> None:
                 )
 
 
-def _step(training: Training, batches: Iterator[RegionBatch], watch: _Watch, finite: _FiniteCheck) -> None:
+def _step(training: Training, batches: Iterator[RegionBatch], watch: Watch, finite: _FiniteCheck) -> None:
     """One optimiser step over `accumulate` micro-batches."""
     recipe, fabric = training.recipe, training.fabric
     for micro in range(recipe.run.accumulate):
-        batch = training.to_device(watch.wait(batches))
+        read = watch.wait(batches)
+        training.metrics.saw(read.volume)
+        batch = training.to_device(read)
         is_last = micro == recipe.run.accumulate - 1
         with fabric.no_backward_sync(training.module, enabled=not is_last):
             outputs = training.module(_Parcel(batch)).content
@@ -260,44 +267,17 @@ def _clip(training: Training) -> Tensor | None:
     return sharding.plain(torch.nn.utils.get_total_norm(gradients))
 
 
-def _write_metrics(training: Training, lr: float, watch: _Watch) -> float:
+def _write_metrics(training: Training, lr: float, watch: Watch) -> float:
     fabric = training.fabric
+    training.metrics.share(fabric)
     means = training.metrics.means()
-    if fabric.world_size > 1:
-        values = fabric.all_reduce(torch.tensor(list(means.values()), dtype=torch.float64), reduce_op="mean")
-        assert isinstance(values, Tensor)
-        means = dict(zip(means, values.tolist()))
     line = {"step": training.step, **means, "lr": lr}
     line["samples"] = training.step * training.recipe.data.batch_size
+    line["volumes"] = int(training.metrics.volumes.sum(dtype=torch.int64))
     line |= watch.read()
     if fabric.is_global_zero:
         training.tell(line)
     return means["loss"]
-
-
-class _Watch:
-    """Wall seconds since the last line: a step, and its share spent waiting for data."""
-
-    def __init__(self) -> None:
-        self.steps, self.total, self.waited, self.began = 0, 0.0, 0.0, 0.0
-
-    def start(self) -> None:
-        self.began = time.perf_counter()
-
-    def wait(self, batches: Iterator[RegionBatch]) -> RegionBatch:
-        began = time.perf_counter()
-        batch = next(batches)
-        self.waited += time.perf_counter() - began
-        return batch
-
-    def stop(self) -> None:
-        self.total += time.perf_counter() - self.began
-        self.steps += 1
-
-    def read(self) -> dict[str, float]:
-        line = {"time/step": self.total / max(1, self.steps), "time/data_share": self.waited / max(self.total, 1e-12)}
-        self.steps, self.total, self.waited = 0, 0.0, 0.0
-        return line
 
 
 class _FiniteCheck:

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 TARGETS: dict[str, tuple[str, ...]] = {
     "nnunet": ("plans", "dataset_json", "in_channels", "architecture", "minimum"),
     "nnssl": (),
+    "monai": ("dataset_json", "in_channels"),
+    "onnx": (),
+    "torch_export": (),
+    "hub": (),
     "safetensors": (),
 }
 
@@ -27,14 +31,21 @@ def export(
     in_channels: int | None = None,
     architecture: Literal["own", "planned"] | None = None,
     minimum: float | None = None,
+    inflate: Literal["mean", "centre", "rotation"] | None = None,
+    cast: bool = False,
+    trust: bool = False,
     strict: bool = False,
 ) -> ExportReport:
     """Export the backbone of a run (or weights file) to the folder `out` for the program `to`, a key of TARGETS.
 
     The options are those of the target's own function (`export_nnunet`, ...); one that it has not is refused.
+    `inflate`, `cast`, `trust` (and `minimum`) decide how a weights file of another program is read (ssl3d.weights).
     `strict`: refuse what is not copied bit by bit.
     Raises ValueError naming the option, file or tensor that cannot be; FileNotFoundError when there is no such run.
     """
+    from ssl3d.checkpoint import is_foreign
+    from ssl3d.models.transfer import MINIMUM
+
     if to not in TARGETS:
         raise ValueError(f"--to {to}: there is no export for '{to}'; available are {', '.join(TARGETS)}")
     given = {
@@ -45,15 +56,28 @@ def export(
         "minimum": minimum,
     }
     options = {name: value for name, value in given.items() if value is not None}
+    foreign = is_foreign(run)
+    reading = {"inflate": inflate, "cast": cast, "trust": trust}
+    if not foreign and (useless := [name for name, value in reading.items() if value]):
+        raise ValueError(f"--{useless[0]} is for weights files of other programs; leave it out with '{run}'")
     for name in options:
-        if name not in TARGETS[to]:
+        if name not in TARGETS[to] and not (name == "minimum" and foreign):
             users = " and ".join(f"--to {target}" for target, own in TARGETS.items() if name in own)
             raise ValueError(f"--{name.replace('_', '-')} is for {users} only; leave it out with --to {to}")
     if minimum is not None and not 0 <= minimum <= 1:
         raise ValueError(f"--minimum is {minimum:g}; it is a share, from 0 to 1")
 
     from ssl3d.export.source import Source
+    from ssl3d.weights.recognised import Choices
 
+    read = Choices(trust, cast, inflate or "mean", MINIMUM if minimum is None else minimum)
+    if "minimum" not in TARGETS[to]:
+        options.pop("minimum", None)
+    source = Source.open(Path(run), read, strict)
     module = importlib.import_module(f"ssl3d.export.{to}")  # only now: torch and the networks take seconds to load
     write = getattr(module, f"export_{to}")
-    return write(Source.open(Path(run)), Path(out), strict=strict, **options)
+    report: ExportReport = write(source, Path(out), strict=strict, **options)
+    if source.imported is not None:
+        report.imported = source.imported
+        report.save(Path(out))
+    return report

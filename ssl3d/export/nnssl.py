@@ -2,7 +2,8 @@
 
 A folder as that hub's: checkpoint_final.pth with every key that nnssl's readers access, adaptation_plan.json and
 config.json. The readers take encoder and stem alone, by the keys of the adaptation plan; they spread the stem over
-other numbers of channels themselves and resize a Primus's positions. The decoder is in the file for readers that want it.
+other numbers of channels themselves and resize a Primus's positions. The decoder is in the file for readers that want
+it.
 """
 
 from __future__ import annotations
@@ -153,10 +154,10 @@ def _network(source: Source) -> Network:
         kwargs = nnunet_primus.network_kwargs(backbone, list(backbone.input_size))
         classes = backbone.decoder_channels[0]  # of the run's own decoder, so that it fits too
         module = nnunet_primus.build(backbone, backbone.in_channels, classes, kwargs)
-        tensors = nnunet_primus.fill(module, source, list(backbone.input_size))
+        tensors = nnunet_primus.fill(module, source, list(backbone.input_size), classes=False)
         return Network(module, f"Primus{backbone.size}", kwargs, [], tensors)
     size = f" of size {backbone.size}" if isinstance(backbone, Primus) else ""
     raise ValueError(
-        f"nnssl has no network like {type(backbone).__name__}{size}: only ResEncUNet, PlainConvUNet and Primus S, B, M, "
-        "L can be exported"
+        f"nnssl has no network like {type(backbone).__name__}{size}: only ResEncUNet, PlainConvUNet and Primus S, B, "
+        "M, L can be exported"
     )

@@ -100,13 +100,16 @@ def build(backbone: Primus, channels: int, classes: int, kwargs: dict[str, Any])
         return network_class(input_channels=channels, num_classes=classes, **kwargs).float().eval()
 
 
-def fill(network: nn.Module, source: Source, patch: list[int]) -> list[TensorOutcome]:
-    """Copy a Primus into nnU-Net's, positions resized to `patch` and the stem to its channels; one outcome a tensor."""
+def fill(network: nn.Module, source: Source, patch: list[int], classes: bool = True) -> list[TensorOutcome]:
+    """Copy a Primus into nnU-Net's, positions resized to `patch` and the stem to its channels; one outcome a tensor.
+
+    `classes`: the last layer gives those of a data set and is fresh; else the features that the run's own gives.
+    """
     backbone = source.backbone
     assert isinstance(backbone, Primus)
     given, target = backbone.state_dict(), network.state_dict()
     decoder = [name for name in target if name.startswith("up_projection.")]
-    last = decoder[-1].rpartition(".")[0]
+    last = decoder[-1].rpartition(".")[0] if classes else "none"
     fits = all(given[name].shape == target[name].shape for name in decoder if not name.startswith(last))
     d, h, w = (n // p for n, p in zip(patch, backbone.patch_size))
     outcomes = []

@@ -5,26 +5,34 @@ from __future__ import annotations
 import html
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ssl3d.export.files import write_json, write_text
 from ssl3d.models.transfer import HTML_COLUMNS, TransferReport
+
+if TYPE_CHECKING:
+    from ssl3d.weights import ImportReport
 
 _LISTED = 8  # adapted tensors that the terminal names
 
 
 @dataclass
 class ExportReport(TransferReport):
-    """A TransferReport with the files written (`files`), what the user should know (`notes`) and the `provenance`."""
+    """A TransferReport with the files written (`files`), what the user should know (`notes`) and the `provenance`.
+
+    `imported`: of the transfer before it, where the weights come from another program.
+    """
 
     target: str = ""
     files: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
+    imported: ImportReport | None = None
 
     def text(self) -> str:
         """A few plain lines for the terminal."""
-        lines = [f"{self.target}: {self.summary()}", f"  {self.shares()}"]
+        lines = [] if self.imported is None else [self.imported.text()]
+        lines += [f"{self.target}: {self.summary()}", f"  {self.shares()}"]
         lines += [f"  {t.outcome} {t.name}: {t.reason}" for t in self.tensors if t.outcome == "adapted"][:_LISTED]
         more = len(self.names("adapted")) - _LISTED
         lines += [f"  and {more} more (report.json)"] if more > 0 else []
@@ -40,11 +48,16 @@ class ExportReport(TransferReport):
             "notes": self.notes,
             "provenance": self.provenance,
             **super().to_dict(),
+            **({} if self.imported is None else {"imported": self.imported.to_dict()}),
         }
 
     def write(self, out: Path) -> None:
         """report.json and report.html in `out`, last of all, as they name every file written."""
         self.files += [out / "report.json", out / "report.html"]
+        self.save(out)
+
+    def save(self, out: Path) -> None:
+        """Both again, when something was added to the report."""
         write_json(out / "report.json", self.to_dict())
         write_text(out / "report.html", self._page())
 
@@ -57,10 +70,11 @@ class ExportReport(TransferReport):
             for cells in ((t.name, t.part, list(t.shape), t.outcome, t.reason) for t in self.tensors)
         )
         title = html.escape(self.target)
+        before = "" if self.imported is None else self.imported.html_row(f"{self.imported.format} (imported)")
         return (
             f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{title}</title>"
             "<style>body{font:14px sans-serif;margin:2em}td,th{text-align:left;padding:2px 12px 2px 0}</style>"
-            f"<h1>{title}</h1><table><tr>{head}</tr>{self.html_row(self.target)}</table><ul>{notes}</ul>"
+            f"<h1>{title}</h1><table><tr>{head}</tr>{before}{self.html_row(self.target)}</table><ul>{notes}</ul>"
             "<table><tr><th>tensor</th><th>part</th><th>shape</th><th>outcome</th><th>how, why</th></tr>"
             f"{tensors}</table></html>\n"
         )

@@ -21,16 +21,23 @@ def export_safetensors(source: Source | Backbone, out: Path, strict: bool = Fals
     A decoder that was not trained is left out. Raises ValueError on NaN or Inf, with `strict` when the decoder is left
     out, and when the safetensors library is missing.
     """
+    source = Source(source) if isinstance(source, Backbone) else source
+    report = write_tensors(source, out, "safetensors", strict)
+    report.write(out)
+    return report
+
+
+def write_tensors(source: Source, out: Path, target: str, strict: bool) -> ExportReport:
+    """model.safetensors and model.json; the report is not written yet."""
     try:
         from safetensors.torch import save_file
     except ModuleNotFoundError:
         raise ValueError("--to safetensors needs the safetensors library: pip install safetensors") from None
-    source = Source(source) if isinstance(source, Backbone) else source
     backbone = source.backbone
     state = backbone.state_dict()
     check_finite(state, "the run")
     encoder = backbone.encoder_parameter_names()
-    report = ExportReport(target="safetensors", provenance={"ssl3d": __version__, **source.provenance})
+    report = ExportReport(target=target, provenance={"ssl3d": __version__, **source.provenance})
     tensors = {}
     for name in aliases(backbone):
         shape = tuple(state[name].shape)
@@ -52,5 +59,4 @@ def export_safetensors(source: Source | Backbone, out: Path, strict: bool = Fals
         write_atomically(out / "model.safetensors", lambda part: save_file(tensors, part, {"format": "pt"})),
         write_json(out / "model.json", content),
     ]
-    report.write(out)
     return report

@@ -1,4 +1,4 @@
-"""Observers of a run: pictures, held-out loss, collapse, probe."""
+"""Observers of a run: pictures, held-out loss, collapse, attention, probe; and what they say in words."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import torch
 
 from ssl3d.log import read_metrics
 from ssl3d.losses.gather import alone
+from ssl3d.models.backbone import TokenBackbone
+from ssl3d.observers.attention import Attention
 from ssl3d.observers.collapse import Collapse
 from ssl3d.observers.holdout import Holdout
 from ssl3d.observers.observer import Observer
 from ssl3d.observers.previews import Previews
 from ssl3d.observers.probe import SCORE, Probe
+from ssl3d.observers.words import sentences
 from ssl3d.setup_run import due
 from ssl3d.sharding import is_sharded, with_whole_weights
 from ssl3d.training import Training
@@ -25,6 +28,8 @@ def observers_of(training: Training) -> list[Observer]:
         made.append(Holdout(recipe.run.holdout_every, training.data.holdout))
     if recipe.run.collapse_every:
         made.append(Collapse(recipe.run.collapse_every, training))
+        if isinstance(training.objective.backbone, TokenBackbone):
+            made.append(Attention(recipe.run.collapse_every))
     if recipe.probe.store is not None and recipe.probe.every:
         scores = (line.get(SCORE) for line in read_metrics(training.metrics.path))
         training.best = max((score for score in scores if score is not None), default=None)
@@ -54,6 +59,8 @@ def _look(training: Training, view: Training, looking: list[Observer]) -> bool:
             seen = observer.observe(view)
             if seen:
                 training.tell({"step": training.step, **seen})
+                for sentence in sentences(read_metrics(training.metrics.path)):
+                    training.warn(sentence)
             if SCORE in seen and (training.best is None or seen[SCORE] > training.best):
                 training.best, best = seen[SCORE], True
     view.objective.train()

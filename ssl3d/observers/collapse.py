@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from ssl3d.augment import centre_crop
 from ssl3d.log import read_metrics
-from ssl3d.terminal import say
 from ssl3d.training import Training
 
 REGIONS = 64
@@ -46,10 +45,10 @@ class Collapse:
     def _tell(self, training: Training, rank: float) -> None:
         was, self.collapsed = self.collapsed, is_collapsed(rank, self.highest)
         if self.collapsed and not was:
-            say(f"{training.folder}: effective rank of the embeddings fell from {self.highest:.3g} to {rank:.3g} at "
-                f"step {training.step:,}: collapsed")  # fmt: skip
+            training.warn(f"effective rank of the embeddings fell from {self.highest:.3g} to {rank:.3g} at "
+                          f"step {training.step:,}: collapsed")  # fmt: skip
         elif was and not self.collapsed:
-            say(f"{training.folder}: effective rank of the embeddings is {rank:.3g} again at step {training.step:,}")
+            training.warn(f"effective rank of the embeddings is {rank:.3g} again at step {training.step:,}")
         self.highest = max(self.highest, rank)
 
 

@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from ssl3d.models.backbone import Backbone, BackboneSpec, build_backbone
-from ssl3d.models.transfer import MINIMUM
 from ssl3d.seeding import mix
 from ssl3d.weights.fill import ImportReport, fill
 from ssl3d.weights.read import read_weights
-from ssl3d.weights.recognised import Inflation
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What a user may decide about an import.
-
-    `trust`: unpickle any class, which runs code that the file names. `cast`: take other floating point types than
-    float32. `inflate`: how 2D kernels fill 3D ones. `minimum`: share of the encoder's parameters that must be filled.
-    """
-
-    trust: bool = False
-    cast: bool = False
-    inflate: Inflation = "mean"
-    minimum: float = MINIMUM
+from ssl3d.weights.recognised import Choices
 
 
 def import_weights(

@@ -7,6 +7,7 @@ import json
 import pickle
 import pickletools
 import struct
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -116,7 +117,8 @@ def _read_torch(path: Path, head: bytes, trust: bool) -> Any:
     elif head[:1] != b"\x80":
         raise ValueError(f"'{path}' is neither a PyTorch nor a safetensors file")
     try:
-        with torch.serialization.safe_globals(_harmless()):
+        with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols that torch does not write itself
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         wanted = _globals(path, head)
@@ -128,7 +130,7 @@ def _read_torch(path: Path, head: bytes, trust: bool) -> Any:
                 f"'{path}' holds more than tensors: it asks to run {', '.join(wanted[:_NAMED])}{more}; if you trust "
                 "where it comes from, say --trust (model.init_trust=true in a recipe)"
             ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # noqa: BLE001 - the reader of torch raises whatever damaged bytes lead it to
         raise ValueError(f"'{path}' is damaged or truncated ({_first_line(error)}): fetch it again") from None
     try:
         return torch.load(path, map_location="cpu", weights_only=False)

@@ -15,7 +15,7 @@ from ssl3d.models.init import aliases
 from ssl3d.models.transfer import MINIMUM, Part, TensorOutcome, TransferReport
 from ssl3d.regions import Size3
 from ssl3d.weights.inflate import channels
-from ssl3d.weights.recognised import Recognised
+from ssl3d.weights.recognised import Recognised, same
 
 _POSITIONS = ("eva.pos_embed", "vit.pos_embed")
 _LISTED = 6
@@ -136,7 +136,7 @@ def _one_value(
                 "file, or take it as it is with --cast (model.init_cast=true in a recipe)"
             )
     for name in names[1:]:
-        if tensors[name].shape != first.shape or not torch.equal(tensors[name], first):
+        if not same(tensors[name], first):
             raise ValueError(f"{source}: '{names[0]}' and '{name}' are one tensor in this model but differ in the file")
     if first.is_floating_point() and not bool(torch.isfinite(first).all()):
         raise ValueError(f"{source}: tensor '{names[0]}' holds NaN or Inf, so these weights are of no use")
@@ -166,11 +166,28 @@ def _fit(
         return _resize(value, found.grid, _token_grid(backbone)), (
             f"positions of {list(found.grid)} tokens resized to {list(_token_grid(backbone))} (trilinear)"
         )
-    arguments = ", ".join(f"model.{k}={v}" for k, v in found.spec.kwargs.items() if not isinstance(v, dict))
     raise ValueError(
-        f"{source}: tensor '{name}' is {tuple(value.shape)}, this model needs {shape}: the file fits a model with "
-        f"{arguments}" + (" and arch_kwargs of its own" if "arch_kwargs" in found.spec.kwargs else "")
+        f"{source}: tensor '{name}' is {tuple(value.shape)}, this model needs {shape}: {_difference(backbone, found)}"
     )
+
+
+def _difference(backbone: Backbone, found: Recognised) -> str:
+    """The first argument in which the file's network is not the model, in words."""
+
+    def flat(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        return {**kwargs, **(kwargs.get("arch_kwargs") or {})}
+
+    theirs = flat(found.spec.kwargs)
+    mine = flat(backbone.spec().kwargs) | dict(getattr(backbone, "arch_kwargs", {}))
+    for key, value in theirs.items():
+        if key in mine and key not in ("size", "arch_kwargs") and _listed(mine[key]) != _listed(value):
+            return f"its {key} is {value}, the model's {mine[key]}"
+    return f"its size is {theirs.get('size')}, the model's {mine.get('size')}"
+
+
+def _listed(value: Any) -> Any:
+    """Tuples as lists, at every depth."""
+    return [_listed(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def _token_grid(backbone: Backbone) -> Size3:

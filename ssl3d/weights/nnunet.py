@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ssl3d.models.backbone import BackboneSpec
-from ssl3d.weights.recognised import Hints, Recognised, State, UnusableWeightsError, count
+from ssl3d.weights.recognised import Hints, Recognised, State, UnusableWeightsError, count, same
 
 _STEMS = {"ssl3d.models.resenc.ResEncUNet": "encoder.stem.convs.0.conv.weight",
           "ssl3d.models.plain_unet.PlainConvUNet": "encoder.stages.0.0.convs.0.conv.weight"}  # fmt: skip
@@ -40,7 +39,6 @@ def read(state: State, hints: Hints) -> Recognised | None:
     ignored = {n: "a segmentation head, which no backbone has" for n in state if ".seg_layers." in n}
     missing = {} if any(n.startswith("decoder.stages.") for n in state) else {"decoder.": "the file holds no decoder"}
     kwargs = {"size": "L", "in_channels": int(stem.shape[1]), "arch_kwargs": architecture}
-    own = hints.content.get("ssl3d")
     return Recognised(
         format=f"{program(hints.content)} {'ResidualEncoderUNet' if residual else 'PlainConvUNet'}",
         spec=BackboneSpec(target, kwargs),
@@ -49,7 +47,6 @@ def read(state: State, hints: Hints) -> Recognised | None:
         missing=missing,
         notes=notes,
         channels=int(stem.shape[1]),
-        provenance=dict(own) if isinstance(own, Mapping) else {},
     )
 
 
@@ -64,7 +61,7 @@ def _refuse_stale_twin(state: State) -> None:
         twin = name.removeprefix(_TWIN)
         if twin != name and twin.startswith(("stem.", "stages.")):
             own = state.get(f"encoder.{twin}")
-            if own is not None and (own.shape != value.shape or not torch.equal(own, value)):
+            if own is not None and not same(own, value):
                 raise UnusableWeightsError(
                     f"holds two encoders: 'encoder.{twin}' and '{name}' are one tensor in nnU-Net but differ here, so "
                     "one of them is stale: export it again"
@@ -96,7 +93,10 @@ def _measured(state: State, residual: bool) -> dict[str, Any]:
     inner, blocks = (
         ("blocks.{}.conv1.conv", "n_blocks_per_stage") if residual else ("0.convs.{}.conv", "n_conv_per_stage")
     )
-    first = [state[f"encoder.stages.{s}.{inner.format(0)}.weight"] for s in range(stages)]
+    names = [f"encoder.stages.{s}.{inner.format(0)}.weight" for s in range(stages)]
+    if absent := [name for name in names if name not in state]:
+        raise UnusableWeightsError(f"holds part of an encoder: '{absent[0]}' is missing")
+    first = [state[name] for name in names]
     pattern = r"encoder\.stages\.{}\.blocks\.(\d+)\." if residual else r"encoder\.stages\.{}\.0\.convs\.(\d+)\."
     convs = [count(state, rf"decoder\.stages\.{s}\.convs\.(\d+)\.") for s in range(stages - 1)]
     found: dict[str, Any] = {

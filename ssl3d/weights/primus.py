@@ -38,11 +38,10 @@ def read(state: State, hints: Hints) -> Recognised | None:
     grid = _grid(int(state["eva.pos_embed"].shape[1]), patch, hints)
     tensors = {n: v for n, v in state.items() if n.startswith(("down_projection.", "eva.", "up_projection."))}
     tensors = {n: v for n, v in tensors.items() if not n.startswith("eva.rope.")}
-    stages = count(tensors, r"up_projection\.decode\.(\d+)\.")
-    last = f"up_projection.decode.{stages - 1}."
-    head = [name for name in tensors if name.startswith(last) and not _has_our_outputs(tensors, last)]
     ignored = {n: "a mask or register token, or a head" for n in state if n not in tensors}
-    ignored |= dict.fromkeys(head, "the last layer, whose outputs are its own classes")
+    if not _has_our_outputs(tensors):
+        decoder = [n for n in tensors if n.startswith("up_projection.")]
+        ignored |= dict.fromkeys(decoder, "a decoder whose widths follow its own number of classes")
     channels = int(stem.shape[1])
     kwargs: dict[str, Any] = {"size": size, "in_channels": channels}
     kwargs |= {"input_size": [g * p for g, p in zip(grid, patch)]}
@@ -50,9 +49,9 @@ def read(state: State, hints: Hints) -> Recognised | None:
     found = Recognised(
         format=f"{program(hints.content)} {'PrimusV2' if v2 else 'Primus'} {size}",
         spec=BackboneSpec(f"ssl3d.models.primus.{'PrimusV2' if v2 else 'Primus'}", kwargs),
-        tensors={n: v for n, v in tensors.items() if n not in head},
+        tensors={n: v for n, v in tensors.items() if n not in ignored},
         ignored=ignored,
-        missing={"up_projection.": "its last layer made the file's own classes, or the file holds no decoder"},
+        missing={"up_projection.": "the file holds no decoder of these widths"},
         channels=channels,
         grid=grid,
     )
@@ -61,8 +60,11 @@ def read(state: State, hints: Hints) -> Recognised | None:
     return found
 
 
-def _has_our_outputs(tensors: State, last: str) -> bool:
-    return tensors[f"{last}weight"].shape[1] == 16
+def _has_our_outputs(tensors: State) -> bool:
+    """Whether the decoder ends in the 16 features that ours ends in; all its widths follow from that number."""
+    stages = count(tensors, r"up_projection\.decode\.(\d+)\.")
+    last = tensors.get(f"up_projection.decode.{stages - 1}.weight")
+    return last is not None and last.shape[1] == 16
 
 
 def _grid(tokens: int, patch: Size3, hints: Hints) -> Size3:

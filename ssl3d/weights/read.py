@@ -46,6 +46,8 @@ def read_weights(
                 raise ValueError(f"'{container.path}' {error}") from None
             if found is not None:
                 found.ignored |= outside
+                if isinstance(exported := content.get("ssl3d"), Mapping):
+                    found.provenance |= exported
                 place = "/".join(part for part in (where, prefix) if part)
                 found.notes[:0] = [f"read from '{place}' of the file"] if place else []
                 return found, container.digest

@@ -11,10 +11,25 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ssl3d.models.backbone import BackboneSpec
+from ssl3d.models.transfer import MINIMUM
 from ssl3d.regions import Size3
 
 Inflation = Literal["mean", "centre", "rotation"]
 State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a user may decide about an import.
+
+    `trust`: unpickle any class, which runs code that the file names. `cast`: take other floating point types than
+    float32. `inflate`: how 2D kernels fill 3D ones. `minimum`: share of the encoder's parameters that must be filled.
+    """
+
+    trust: bool = False
+    cast: bool = False
+    inflate: Inflation = "mean"
+    minimum: float = MINIMUM
 
 
 class UnusableWeightsError(ValueError):
@@ -70,6 +85,13 @@ class Recognised:
 
 
 Reader = Callable[[State, Hints], Recognised | None]
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same numbers; NaN is the same as NaN."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def split(

@@ -9,7 +9,7 @@ import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl3d import config, schema
-from ssl3d.check import activation_bytes, check, on_gpu, step_flops
+from ssl3d.check import activation_bytes, check, on_gpu, step_flops, weight_bytes
 from ssl3d.config import ConfigError
 from ssl3d.gpus import Gpu
 from ssl3d.models.backbone import Backbone
@@ -134,8 +134,9 @@ def test_a_gpu_fits_or_says_what_to_change(tiny):
     for each, words in (
         (4, "34.0 of 10 GiB (estimate): set run.accumulate=4, or use 4 times as many devices"),
         (1.5, "14.0 of 10 GiB (estimate): set run.accumulate=2, or use 2 times as many devices"),
-        (9, "74.0 of 10 GiB (estimate), one region alone 9.0: take a smaller patch or model"),
-    ):
+        (9, "74.0 of 10 GiB (estimate), one region alone 9.0: set run.recompute=true, or take a smaller patch or "
+         "model"),
+    ):  # fmt: skip
         assert on_gpu(recipe, tight, 0, each * gib, 1)[0] == f"too large    Tight: {words}"
     recipe.run.accumulate = 2
     assert on_gpu(recipe, tight, 0, 1.5 * gib, 1)[0].startswith("fits")
@@ -145,3 +146,26 @@ def test_an_unknown_gpu_is_named():
     with pytest.raises(ConfigError, match=r"--gpu is 'h10'; did you mean 'h100'\?"):
         check("mae_resenc_s", gpu="h10")
     assert "NVIDIA A100 80 GB" in check("mae_resenc_s", gpu="a100")
+
+
+def test_recomputing_needs_less_memory_than_keeping():
+    """The inputs of ResEnc's segments and the largest one anew, against everything that is saved."""
+    kept, recomputed = (
+        config.load("mae_resenc_s", [f"run.recompute={choice}", "run.precision=32-true"], unset=("data.store",))
+        for choice in ("false", "true")
+    )
+    task = config.build_task(kept, config.build_model(kept))
+    assert activation_bytes(recomputed, task) < 0.7 * activation_bytes(kept, task)
+
+
+def test_sharded_weights_are_divided_among_devices():
+    plain = config.load("mae_vit_b", ["run.devices=4"], unset=("data.store",))
+    sharded = config.load("mae_vit_b", ["run.devices=4", "run.strategy=fsdp"], unset=("data.store",))
+    task = config.build_task(plain, config.build_model(plain))
+    assert weight_bytes(plain, task) / 4 < weight_bytes(sharded, task) < weight_bytes(plain, task) / 2
+
+
+def test_keys_that_exclude_each_other_are_refused_before_training():
+    with pytest.raises(ConfigError) as error:
+        check("sparse_mae_resenc_s", ["run.strategy=fsdp", "run.channels_last=true", "run.precision=16-mixed"])
+    assert len(str(error.value).splitlines()) == 3

@@ -87,6 +87,17 @@ def test_another_number_of_workers_or_micro_batches_sees_the_same_samples(tiny, 
     assert max(float((a[k] - b[k]).abs().max()) for k in a) < 1e-9
 
 
+def test_layouts_change_no_bits_or_only_rounding(tiny, tmp_path):
+    exact = ["run.precision=64-true", "optim.name=sgd", "optim.ema=0.9"]
+    plain = train(tiny(*exact, f"run.dir={tmp_path / 'plain'}"))
+    recomputed = train(tiny(*exact, "run.recompute=true", f"run.dir={tmp_path / 'recomputed'}"))
+    assert_same_run(plain, recomputed)
+    last = train(tiny(*exact, "run.channels_last=true", f"run.dir={tmp_path / 'last'}"))
+    a, b = (checkpoint.open_run(run)["model"] for run in (plain, last))
+    assert max(float((a[k] - b[k]).abs().max()) for k in a) < 1e-9
+    assert all(value.is_contiguous() for value in b.values()), "checkpoints know no layout"
+
+
 def test_a_run_directory_holds_what_it_promises(tiny, tmp_path):
     run = train(tiny("run.preview_every=4", "run.holdout_every=4", "data.holdout=0.2"))
     saved = load(OmegaConf.to_container(OmegaConf.load(run / "recipe.yaml")))

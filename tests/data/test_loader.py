@@ -52,9 +52,11 @@ def collect(plan: SamplingPlan, batch_size: int, steps: int, **options) -> dict[
     return found
 
 
+@pytest.mark.parametrize("crops_per_volume", [1, 4])
 @pytest.mark.parametrize("options", [{"world_size": 2}, {"accumulate": 3}, {"world_size": 3, "accumulate": 2}])
-def test_ranks_and_accumulation_give_the_same_samples(make_store, options):
-    plan = SamplingPlan([open_store(make_store())], RegionSpec(SIZE, group=2), seed=3)
+def test_ranks_and_accumulation_give_the_same_samples(make_store, options, crops_per_volume):
+    store, spec = open_store(make_store()), RegionSpec(SIZE, group=2)
+    plan = SamplingPlan([store], spec, seed=3, crops_per_volume=crops_per_volume)
     alone = collect(plan, 12, 2, workers=0)
     spread = collect(plan, 12, 2, workers=2, **options)
     assert alone.keys() == spread.keys() and len(alone) == 24

@@ -7,7 +7,7 @@ from itertools import islice
 import pytest
 import torch
 
-from ssl3d import checkpoint, config
+from ssl3d import checkpoint, config, gpus
 from ssl3d.data.loader import RegionLoader
 from ssl3d.data.sampling import SamplingPlan
 from ssl3d.data.store import open_store
@@ -90,3 +90,15 @@ def test_the_published_network_takes_a_step(recipe, device):
     run = train(r)
     assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == [1, 2, 3]
     assert config.build_model(r).total_stride == (32, 32, 32)
+
+
+@pytest.mark.parametrize("override", ["run.recompute=true", "run.channels_last=true"])
+def test_layouts_train_alike(recipe, device, override, tmp_path):
+    """Recomputed activations and channels last: the same losses up to bfloat16's rounding, and memory is told."""
+    plain = train(recipe(f"run.dir={tmp_path / 'plain'}"))
+    other = train(recipe(override, f"run.dir={tmp_path / 'other'}"))
+    one, two = ([line["loss"] for line in read_metrics(run / "metrics.jsonl")] for run in (plain, other))
+    torch.testing.assert_close(torch.tensor(two), torch.tensor(one), rtol=3e-2, atol=0)
+    line = read_metrics(other / "metrics.jsonl")[-1]
+    assert line["time/peak_gib"] > 0
+    assert ("time/mfu" in line) == (device.type == "cuda" and gpus.find(torch.cuda.get_device_name()) is not None)
