@@ -52,9 +52,9 @@ chosen on validation patients, so that figures of theirs flatter.
 
 Tried before on the phantom's validation patients, 300 steps, smaller patches (16x32x24; crops of 16 voxels for SimCLR
 and VoCo): MAE -0.003, ModelsGenesis -0.030 (interval below 0), SimMIM +0.002, SimCLR +0.013, VoCo +0.004 with other
-settings than now; and position regression with flips -0.033 (interval below 0): its recipes do not flip since. And more
-of the same, 32x32x32: position and MAE together -0.019, LocalContrast -0.013, SparseMAE of 800 steps +0.003, ModelsGenesis
-of 1,000 steps -0.044 and Hi-End-MAE of 2,000 steps -0.034 (intervals below 0): longer is not better there."""
+settings than now; and position regression with flips -0.033 (interval below 0): its recipes do not flip since. With
+patches of 32x32x32: position and MAE together -0.019, LocalContrast -0.013, SparseMAE after 800 steps +0.003,
+ModelsGenesis after 1,000 steps -0.044 and Hi-End-MAE after 2,000 steps -0.034 (both intervals below 0)."""
 
 
 @dataclass(frozen=True)
