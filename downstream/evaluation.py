@@ -17,7 +17,7 @@ from downstream.results import RESULTS_FILE, read_results
 
 SUITE_FILE, ARMS_FILE, ENVIRONMENT_FILE = "suite.yaml", "arms.json", "environment.json"
 WARNINGS_FILE, CASES = "warnings.json", "cases"
-ANY_VALUE = ("store", "split", "workers", "pictures", "allow_leak", "name")  # may differ: they decide no score
+ANY_VALUE = ("store", "split", "workers", "pictures", "allow_leak", "name", "wandb")  # may differ: they decide no score
 
 
 @dataclass(frozen=True)

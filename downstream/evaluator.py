@@ -26,6 +26,7 @@ from downstream.scoring import done
 from downstream.setup import prepare
 from downstream.splits import Split
 from downstream.suite import load_suite
+from downstream.tracking import track
 from ssl3d.environment import environment
 from ssl3d.terminal import Meter, progress, say
 
@@ -81,7 +82,9 @@ def _evaluate(context: Context, split: Split, arms: list[Arm], warnings: list[st
     _write_json(out / "warnings.json", warnings)
     write_atomic(out / "suite.yaml", OmegaConf.to_yaml(OmegaConf.create(suite.to_dict())).encode())
     write_cases(context, split, [c for c in (*probes, *tests) if c.pictures])
-    return write_report(out)
+    report = write_report(out)
+    track(context, arms)
+    return report
 
 
 def run_job(context: Context, job: Job) -> None:

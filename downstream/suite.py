@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from ssl3d import config, schema
 from ssl3d.augment import Compose
+from ssl3d.recipe import WandbConfig
 from ssl3d.schema import ConfigError
 
 SUITES = config.RECIPES / "downstream"
@@ -98,7 +99,8 @@ class Suite:
     `store`: labelled store; `split`: JSON file of patients (downstream.splits); `dataset`: its name in the results
     (null: the store's name); `classes`: names of the classes trained and scored (null: all); `seed`: draws the labelled
     subsets; `workers`: processes, results do not depend on it; `threads`: CPU threads of each; `pictures`: test cases
-    shown in the report; `overlap`: of inference windows; `allow_leak`: go on although test patients were seen.
+    shown in the report; `overlap`: of inference windows; `allow_leak`: go on although test patients were seen; `wandb`:
+    as in a recipe, `auto` is disabled; its group is the suite and data set unless it is named.
     """
 
     name: str
@@ -116,6 +118,7 @@ class Suite:
     threads: int = 1
     pictures: int = 3
     allow_leak: bool = False
+    wandb: WandbConfig = field(default_factory=WandbConfig)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain YAML types; `load_suite` reads them back to an equal suite."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,12 @@ def claim(folder: Path, first_rank: bool) -> Iterator[None]:
 
 
 def refuse_other_recipe(folder: Path, before: Mapping[str, Any], recipe: Recipe) -> None:
-    """A directory is resumed by the recipe that started it. Raises ConfigError naming the first key that differs."""
+    """A directory is resumed by the recipe that started it. Raises ConfigError naming the first key that differs.
+
+    Keys that are younger than the run are taken to have had their default values.
+    """
+    with suppress(ConfigError, FileNotFoundError):  # what it names may be gone; then the keys are compared as they are
+        before = config.load(before).to_dict()
 
     def flat(node: Any, key: str = "") -> dict[str, Any]:
         if isinstance(node, Mapping):

@@ -26,6 +26,19 @@ def say(text: str, error: bool = False) -> None:
     stream.flush()
 
 
+def duration(seconds: float) -> str:
+    """Seconds in the one or two largest of days, hours, minutes and seconds: '3 h 20 min'."""
+    minutes = round(seconds / 60)
+    if round(seconds) < 60:
+        return f"{round(seconds)} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours = minutes // 60
+    if hours < 24:
+        return f"{hours} h {minutes % 60} min" if minutes % 60 else f"{hours} h"
+    return f"{hours // 24} d {hours % 24} h" if hours % 24 else f"{hours // 24} d"
+
+
 class Meter(Protocol):
     """What `progress` hands out."""
 
@@ -44,12 +57,23 @@ class _Bar:
 class _Lines:
     def __init__(self, what: str, total: int) -> None:
         self.what, self.total, self.last = what, total, time.monotonic()
+        self.first: tuple[int, float] | None = None  # done at the first update, and when that was
 
     def update(self, done: int, note: str = "") -> None:
         now = time.monotonic()
+        if self.first is None:
+            self.first = done, now
         if now - self.last >= LINE_SECONDS or done == self.total:
             self.last = now
-            say(f"{self.what}: {done} of {self.total} {note}".rstrip())
+            say(f"{self.what}: {done} of {self.total} {note}".rstrip() + self._left(done, now))
+
+    def _left(self, done: int, now: float) -> str:
+        """', about 3 h left', at the mean pace since the first update of this process."""
+        assert self.first is not None
+        gone, seconds = done - self.first[0], now - self.first[1]
+        if done >= self.total or gone <= 0:
+            return ""
+        return f", about {duration((self.total - done) * seconds / gone)} left"
 
 
 class _Silent:

@@ -46,6 +46,7 @@ models/model.pt is the state dict of {target}; it loads with strict=True:
     "
 
 The segmentation head ({heads}) is fresh: fine-tune first, save the result as models/model.pt, then
+(with pip install "monai[fire,ignite,nibabel]")
 
     python -m monai.bundle run --config_file configs/inference.json --bundle_root . --dataset_dir SCANS
 
@@ -277,7 +278,7 @@ def _metadata(source: Source, channels: int, classes: int) -> dict[str, Any]:
         "monai_version": monai.__version__,
         "pytorch_version": torch.__version__.partition("+")[0],
         "numpy_version": np.__version__,
-        "required_packages_version": {"nibabel": "5.2", "pytorch-ignite": "0.4.11"},
+        "required_packages_version": {"nibabel": "5.2", "pytorch-ignite": "0.4.11", "fire": "0.4"},
         "name": f"{name} pre-trained by ssl3d",
         "task": "starting weights for 3D segmentation",
         "description": f"{name} pre-trained without labels by ssl3d {__version__}; the head is fresh",

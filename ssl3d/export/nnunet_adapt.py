@@ -56,6 +56,9 @@ def first_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str 
     for key, words in _LAYERS.items():
         if there.get(key) != run.get(key):
             return f"{words} ({key}) are {there.get(key)} there and {run.get(key)} in the run"
+    for key, value in there.items():
+        if key not in run and value not in (None, False, 0):
+            return f"it has {key} = {value} there, which the run's network knows nothing of"
     common = min(there["n_stages"], run["n_stages"])
     for i in range(common):
         if (a := there["features_per_stage"][i]) != (b := run["features_per_stage"][i]):

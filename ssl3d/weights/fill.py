@@ -47,8 +47,8 @@ class ImportReport(TransferReport):
         return "\n".join(lines + [f"  {note}" for note in self.notes])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types."""
-        named = {key: getattr(self, key) for key in ("source", "digest", "format", "backbone", "notes", "provenance")}
+        """Plain types; the file by its digest, as a path says who had it."""
+        named = {key: getattr(self, key) for key in ("digest", "format", "backbone", "notes", "provenance")}
         return {**named, **super().to_dict()}
 
 

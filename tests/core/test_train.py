@@ -17,6 +17,7 @@ from ssl3d import checkpoint
 from ssl3d.config import ConfigError, load
 from ssl3d.log import read_metrics
 from ssl3d.losses import gather
+from ssl3d.setup_run import refuse_other_recipe
 from ssl3d.tasks.mae import MAE
 from ssl3d.train import TrainingStopped, train
 
@@ -177,6 +178,14 @@ def test_another_recipe_is_refused_in_the_same_directory(tiny):
     train(tiny())
     with pytest.raises(ConfigError, match=r"task\.mask_ratio is 0\.6, but the run .* was started with 0\.75"):
         train(tiny("task.mask_ratio=0.6"))
+
+
+def test_a_key_younger_than_the_run_had_its_default(tiny, tmp_path):
+    before = tiny().to_dict()
+    del before["run"]["channels_last"]
+    refuse_other_recipe(tmp_path, before, tiny())
+    with pytest.raises(ConfigError, match=r"run\.channels_last is True, but the run .* was started with False"):
+        refuse_other_recipe(tmp_path, before, tiny("run.channels_last=true"))
 
 
 def test_other_volumes_are_refused_in_the_same_directory(tiny, stop_after):

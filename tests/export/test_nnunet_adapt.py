@@ -151,6 +151,7 @@ def test_more_blocks_are_fresh_and_channels_are_spread(backbone, planned, tmp_pa
         ({"norm_op": "torch.nn.modules.batchnorm.BatchNorm3d"}, r"normalisation \(norm_op\) are .*BatchNorm3d there"),
         ({"strides": [[1, 1, 1], [3, 2, 2], [1, 2, 2], [2, 2, 2]]}, "stage 1 has a stride of 3 along D there and 2"),
         ({"strides": [[1, 1, 1], [2, 2, 2], [1, 1, 1], [2, 2, 2]]}, "stage 2 has strides"),
+        ({"squeeze_excitation": True}, "it has squeeze_excitation = True there"),
         ({"n_conv_per_stage_decoder": [1, 2, 1]}, "the decoder has 2 convolutions at scale 1 there and 1 in the run"),
     ],
 )
