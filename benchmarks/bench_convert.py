@@ -182,7 +182,7 @@ def writers(folder: Path, volume: Volume) -> tuple[Methods, dict[str, Path | Non
     import zarr
 
     image = volume.image
-    codec = Blosc(fmt.BLOSC["cname"], fmt.BLOSC["clevel"], Blosc.BITSHUFFLE)
+    codec = Blosc(fmt.BLOSC["cname"], fmt.BLOSC["clevel"], getattr(Blosc, fmt.BLOSC["shuffle"].upper()))
     store = folder / "store.zarr"
     create_store(store)
 

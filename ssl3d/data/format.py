@@ -31,7 +31,9 @@ DAMAGED_FILE = "damaged.json"  # {volume id: [object keys]} found by inspect --v
 
 CHUNK = 32  # voxels along each axis; chunks are (1, 32, 32, 32)
 SHARD_BYTES = 1 << 30  # a larger volume is split into several shards along z
-BLOSC: dict[str, Any] = {"cname": "lz4", "clevel": 5, "shuffle": "bitshuffle"}
+# Bytes, not bits, are shuffled: undoing that takes a sixth of the time, and was two thirds of decoding. lz4hc makes up
+# for the size, at twice lz4's time to write. Readers take any blosc codec, so that older volumes stay as they are.
+BLOSC: dict[str, Any] = {"cname": "lz4hc", "clevel": 2, "shuffle": "shuffle"}
 
 MODALITIES = ("ct", "mr", "pet", "other")
 CT_WINDOW = (-1000.0, 1000.0)  # HU; normalisation "auto" clips CT to it

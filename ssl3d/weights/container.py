@@ -112,7 +112,10 @@ def _read_torch(path: Path, head: bytes, trust: bool) -> Any:
         if not zipfile.is_zipfile(path):
             raise ValueError(f"'{path}' is truncated (an archive without its end): fetch it again")
         with zipfile.ZipFile(path) as archive:
-            if not any(name.endswith("data.pkl") for name in archive.namelist()):
+            names = {name.rpartition("/")[2] for name in archive.namelist()}
+            if "constants.pkl" in names:
+                raise ValueError(f"'{path}' is a TorchScript program, not weights: name the state dict beside it")
+            if "data.pkl" not in names:
                 raise ValueError(f"'{path}' is a zip archive that torch.save did not write: unpack it")
     elif head[:1] != b"\x80":
         raise ValueError(f"'{path}' is neither a PyTorch nor a safetensors file")
@@ -196,11 +199,11 @@ def read_sidecar(path: Path, metadata: Mapping[str, str]) -> dict[str, Any] | No
     text = metadata.get("ssl3d")
     if text is None:
         sidecar = path.with_suffix(".json")
-        text = sidecar.read_text(encoding="utf-8") if sidecar.is_file() else None
+        text = sidecar.read_text(encoding="utf-8", errors="replace") if sidecar.is_file() else None
     if text is None:
         return None
     try:
         content = json.loads(text)
     except json.JSONDecodeError:
         return None
-    return content if isinstance(content, dict) and "backbone" in content else None
+    return content if isinstance(content, dict) and isinstance(content.get("backbone"), dict) else None

@@ -35,8 +35,15 @@ def read_run(path: Path) -> tuple[Recognised, str]:
 
 
 def from_sidecar(sidecar: Mapping[str, Any], state: State) -> Recognised:
-    """What ssl3d exported as safetensors says itself which network it fills."""
-    spec = BackboneSpec(**sidecar["backbone"])
+    """What ssl3d exported as safetensors says itself which network it fills.
+
+    Raises UnusableWeightsError when that is no class of ssl3d.models: a file must not choose what is imported.
+    """
+    said = sidecar["backbone"]
+    target, kwargs = str(said.get("target")), said.get("kwargs")
+    if not target.startswith("ssl3d.models.") or not isinstance(kwargs, dict):
+        raise UnusableWeightsError(f"says that it fills '{target}', which is none of ssl3d.models: name the run itself")
+    spec = BackboneSpec(target, kwargs)
     return Recognised(
         format="ssl3d",
         spec=spec,

@@ -5,10 +5,13 @@ import hashlib
 import numpy as np
 import pytest
 import zarr
+from random_volumes import add_volume
 
 from ssl3d.data import blosc, encode
 from ssl3d.data import format as fmt
 from ssl3d.data.encode import encode_metadata, encode_shards
+from ssl3d.data.store import open_store
+from ssl3d.data.write import build_index, create_store
 
 
 def pattern(shape, dtype):
@@ -72,3 +75,20 @@ def test_with_and_without_the_c_function_the_same_bytes(monkeypatch):
     direct, _ = objects_of(array)
     monkeypatch.setattr(blosc, "_compress", None)
     assert objects_of(array)[0] == direct
+
+
+@pytest.mark.parametrize("codec", [("lz4", 5, "bitshuffle"), ("zstd", 1, "noshuffle"), ("blosclz", 9, "shuffle")])
+def test_volumes_of_any_blosc_codec_are_read(tmp_path, monkeypatch, codec):
+    """A store may be older than the codec of today's volumes, or hold both."""
+    encode._metadata.cache_clear()
+    with monkeypatch.context() as older:
+        older.setattr(fmt, "BLOSC", dict(zip(("cname", "clevel", "shuffle"), codec)))
+        create_store(tmp_path / "s.zarr")
+        image = add_volume(tmp_path / "s.zarr", "a", 0, (40, 70, 33))
+    encode._metadata.cache_clear()
+    newer = add_volume(tmp_path / "s.zarr", "b", 1, (37, 32, 65))
+    build_index(tmp_path / "s.zarr")
+    for direct in (True, False):
+        store = open_store(tmp_path / "s.zarr", direct)
+        assert np.array_equal(store.read(0, (0, 0, 0), (40, 70, 33)), image)
+        assert np.array_equal(store.read(1, (0, 0, 0), (37, 32, 65)), newer)

@@ -72,6 +72,20 @@ def test_a_zip_of_something_else_is_named(tmp_path):
         import_weights(path)
 
 
+def test_a_torchscript_program_is_named(tmp_path):
+    path = tmp_path / "model.ts"
+    torch.jit.script(torch.nn.Linear(2, 3)).save(str(path))
+    with pytest.raises(ValueError, match="is a TorchScript program, not weights"):
+        import_weights(path)
+
+
+def test_a_sidecar_does_not_choose_what_is_imported(tmp_path):
+    save_file({"a.weight": torch.ones(2), "a.bias": torch.ones(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "model.json").write_text('{"backbone": {"target": "antigravity.Backbone", "kwargs": {}}}')
+    with pytest.raises(ValueError, match=r"fills 'antigravity\.Backbone', which is none of ssl3d\.models"):
+        import_weights(tmp_path / "model.safetensors")
+
+
 class Malicious:
     """Unpickled, it would write a file."""
 
