@@ -151,7 +151,8 @@ def test_arms_differ_in_the_encoder_only(cell_of, tmp_path):
     assert one == two
     from ssl3d.train import _objective
 
-    a, b = (_objective(config.load(recipe(context, cell))) for cell in (scratch, other))
+    new = tmp_path / "new"  # a folder that no run has begun in
+    a, b = (_objective(config.load(recipe(context, cell)), new)[0] for cell in (scratch, other))
     encoder = a.backbone.encoder_parameter_names()
     differing = {n for n, v in a.state_dict().items() if not torch.equal(v, b.state_dict()[n])}
     assert differing and all(n.removeprefix("backbone.") in encoder for n in differing)
