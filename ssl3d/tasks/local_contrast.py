@@ -219,8 +219,9 @@ def check_values(positive: Mapping[str, float], at_least: Mapping[str, tuple[flo
 def decoder_parameter_names(backbone: Backbone, size: Size3, down_to: int) -> set[str]:
     """Names of the parameters that `decode(encode(x), down_to)[0]` depends on; decoder scales above it are not run."""
     shapes = copy.deepcopy(backbone).to("meta").requires_grad_(True)  # shapes alone: no arithmetic is done
-    features = shapes.encode(torch.empty((2, backbone.in_channels, *size), device="meta"))
-    shapes.decode(features, down_to)[0].sum().backward()
+    with torch.enable_grad():  # a task may be built where no gradients are wanted
+        features = shapes.encode(torch.empty((2, backbone.in_channels, *size), device="meta"))
+        shapes.decode(features, down_to)[0].sum().backward()
     return {name for name, parameter in shapes.named_parameters() if parameter.grad is not None}
 
 

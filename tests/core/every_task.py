@@ -1,6 +1,6 @@
-"""Trains every pretext task for some steps in the whole loop: a rank of tests/core/test_ranks_in_the_loop.py.
+"""Trains pretext tasks for some steps in the whole loop: a rank of tests/core/test_ranks_in_the_loop.py.
 
-    python every_task.py STORE FOLDER
+python every_task.py STORE FOLDER TASK...
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from ssl3d.testing.matrix import model_node, refusal, small_backbone, task_class
 from ssl3d.train import train
 
 STEPS, BATCH = 20, 4
-NAMES = [cls.__name__ for cls in task_classes()]
 
 
 def recipe(name: str, store: Path, folder: Path) -> Recipe:
@@ -38,8 +37,8 @@ def recipe(name: str, store: Path, folder: Path) -> Recipe:
 
 
 def main() -> None:
-    store, folder = (Path(argument) for argument in sys.argv[1:])
-    for name in NAMES:
+    store, folder = (Path(argument) for argument in sys.argv[1:3])
+    for name in sys.argv[3:]:
         train(recipe(name, store, folder))
 
 

@@ -16,18 +16,30 @@ from ssl3d import checkpoint, sharding
 from ssl3d.config import ConfigError
 from ssl3d.log import read_metrics
 from ssl3d.models.vit import ViT
+from ssl3d.testing.matrix import backbone_classes
 from ssl3d.train import train
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.slow
+def test_families_train_as_under_ddp(tmp_path):
+    assert_trained_as_under_ddp(tmp_path, ["ResEncUNet", "Primus"])
+
+
+@pytest.mark.acceptance
 def test_every_family_trains_as_under_ddp(tmp_path):
+    assert_trained_as_under_ddp(tmp_path, [family.__name__ for family in backbone_classes()])
+
+
+def assert_trained_as_under_ddp(tmp_path, families):
+    """Two families sharded, and `families` sharded and recomputed besides."""
     script = Path(__file__).with_name("sharded_ranks.py")
-    ranks = [subprocess.Popen([sys.executable, script, str(tmp_path), str(i)], env=ENVIRONMENT) for i in range(2)]
-    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
+    command = [sys.executable, script, str(tmp_path)]
+    ranks = [subprocess.Popen([*command, str(i), *families], env=ENVIRONMENT) for i in range(2)]
+    assert [rank.wait(timeout=600) for rank in ranks] == [0, 0]
     files = sorted(tmp_path.glob("* torch.float*.pt"))
-    assert len(files) > 12
+    assert len(files) == 4 + len(families)
     for file in files:
         results = torch.load(file)
         tolerance = 1e-9 if "float64" in file.name else 1e-3

@@ -223,3 +223,10 @@ def test_a_single_scan_cannot_be_compared():
         one(make_batch(one.region.size, batch=1))
     local = task(stage="local")
     assert local(make_batch(local.region.size, batch=1))["loss"].isfinite()
+
+
+def test_built_where_no_gradients_are_wanted_it_trains_the_same_parameters():
+    with torch.no_grad():
+        built = task(stage="local")
+    trained = [{name for name, p in t.named_parameters() if p.requires_grad} for t in (built, task(stage="local"))]
+    assert trained[0] == trained[1] and trained[0]
