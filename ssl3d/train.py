@@ -80,6 +80,8 @@ def train(recipe: Recipe) -> Path:
         try:
             if previous is not None:
                 _resume(training, previous)
+            elif fabric.is_global_zero:  # killed before its first checkpoint, it begins again
+                training.metrics.cut(0)
             del previous
             with training.interruption:
                 _loop(training)  # its last save is on the disk when it returns
