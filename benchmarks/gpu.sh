@@ -112,7 +112,7 @@ case "${1-}" in
     DRY=true
     export SSL3D_TEST_DEVICE=cpu CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1
     STEP_OPTIONS=(--quick)
-    LOADER_OPTIONS=(--quick --size 32 48 40)
+    LOADER_OPTIONS=(--quick --size 32 64 32)
     TASKS_OPTIONS=(--quick)
     LAYOUT_OPTIONS=(--quick --only eager --seconds 280)
     begin
