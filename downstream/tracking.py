@@ -11,7 +11,7 @@ from downstream.comparison import Point, compare
 from downstream.context import Context
 from downstream.results import read_results
 from ssl3d.terminal import say
-from ssl3d.trackers.wandb import ID_FILE
+from ssl3d.trackers.wandb import ID_FILE, run_folder
 
 
 def track(context: Context, arms: list[Arm]) -> None:
@@ -63,6 +63,5 @@ def _tell(context: Context, arm: Arm, points: list[Point], results: Any) -> None
 
 def _wandb_id(arm: Arm) -> str | None:
     """The wandb run that pre-trained an arm, where it was tracked."""
-    source = Path(arm.run)
-    folders = [source, source.parent.parent] if arm.run else []
-    return next((file.read_text().strip() for folder in folders if (file := folder / ID_FILE).is_file()), None)
+    folder = run_folder(Path(arm.run)) if arm.run else None
+    return None if folder is None else (folder / ID_FILE).read_text().strip()

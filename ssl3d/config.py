@@ -243,6 +243,16 @@ def _build(section: str, node: Mapping[str, Any], **given: Any) -> Any:
         raise ConfigError([message if message.startswith(f"{section}.") else f"{section}: {message}"]) from error
 
 
+def read_json(path: str, key: str) -> Any:
+    """The content of the JSON file that `key` names. Raises ConfigError naming both."""
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise ConfigError([f"{key}: there is no file '{path}'"]) from None
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError([f"{key}: '{path}' is not readable as JSON ({error})"]) from None
+
+
 def subjects(value: str | list[str] | None, key: str) -> set[str] | None:
     """The subjects of data.include or data.exclude: a list, or a JSON file (a list, or a split by role).
 
@@ -253,12 +263,7 @@ def subjects(value: str | list[str] | None, key: str) -> set[str] | None:
         return None
     if isinstance(value, list):
         return {str(v) for v in value}
-    try:
-        content = json.loads(Path(value).read_text())
-    except FileNotFoundError:
-        raise ConfigError([f"{key}: there is no file '{value}'"]) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError([f"{key}: '{value}' is not readable as JSON ({error})"]) from None
+    content = read_json(value, key)
     roles = ("pool", "train") if key.endswith("include") else ("validation", "test")
     if isinstance(content, Mapping):
         chosen = [content[r] for r in roles if isinstance(content.get(r), list)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,12 +126,7 @@ def _places(suite: GuardedSuite, key: str) -> tuple[str, str]:
 
 
 def _test_patients(split: str, key: str) -> list[str]:
-    try:
-        content = json.loads(Path(split).read_text())
-    except FileNotFoundError:
-        raise ConfigError([f"{key}.split: there is no file '{split}'"]) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError([f"{key}.split: '{split}' is not readable as JSON ({error})"]) from None
+    content = config.read_json(split, f"{key}.split")
     patients = content.get("test") if isinstance(content, dict) else None
     if not isinstance(patients, list) or not patients:
         raise ConfigError([f"{key}.split: '{split}' names no test patients"])

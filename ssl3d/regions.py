@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,6 +12,12 @@ import torch
 from torch import Tensor
 
 Size3 = tuple[int, int, int]
+
+
+def size3(values: Iterable[int]) -> Size3:
+    """Three numbers (D, H, W) as a tuple of plain ints. Raises ValueError when there are not three."""
+    d, h, w = (int(v) for v in values)
+    return (d, h, w)
 
 
 @dataclass(frozen=True)

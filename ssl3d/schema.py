@@ -243,6 +243,13 @@ def join(key: str, name: str) -> str:
     return f"{key}.{name}" if key else name
 
 
+def flat(node: Any, key: str = "") -> dict[str, Any]:
+    """{"run": {"seed": 0}} -> {"run.seed": 0}; an empty mapping is a value."""
+    if isinstance(node, Mapping) and node:
+        return {k: v for name, sub in node.items() for k, v in flat(sub, join(key, str(name))).items()}
+    return {key: node}
+
+
 def describe(value: Any) -> str:
     return "nothing" if value is None else repr(value)
 

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
 from omegaconf import OmegaConf
 
-from ssl3d import config
+from ssl3d import config, schema
 from ssl3d.config import ConfigError, Recipe
 from ssl3d.data.loader import RegionLoader
 from ssl3d.data.near import volume_table
@@ -82,12 +82,7 @@ def refuse_other_recipe(folder: Path, before: Mapping[str, Any], recipe: Recipe)
     with suppress(ConfigError, FileNotFoundError):  # what it names may be gone; then the keys are compared as they are
         before = config.load(before).to_dict()
 
-    def flat(node: Any, key: str = "") -> dict[str, Any]:
-        if isinstance(node, Mapping):
-            return {k: v for name, sub in node.items() for k, v in flat(sub, config.join(key, str(name))).items()}
-        return {key: node}
-
-    old, new = flat(before), flat(recipe.to_dict())
+    old, new = schema.flat(before), schema.flat(recipe.to_dict())
     for key in sorted(set(old) | set(new)):
         if old.get(key) != new.get(key) and not any(key == k or key.startswith(f"{k}.") for k in MAY_CHANGE):
             raise ConfigError(

@@ -80,8 +80,8 @@ def train(recipe: Recipe) -> Path:
         try:
             if previous is not None:
                 _resume(training, previous)
-            elif fabric.is_global_zero:  # killed before its first checkpoint, it begins again
-                training.metrics.cut(0)
+            if fabric.is_global_zero:  # what was noted after the last checkpoint (the start, without one) is run again
+                training.metrics.cut(training.step)
             del previous
             with training.interruption:
                 _loop(training)  # its last save is on the disk when it returns
@@ -149,7 +149,6 @@ def _resume(training: Training, content: dict[str, Any]) -> None:
     training.step = content["step"]
     training.metrics.resume(content["metrics"], training.fabric.device)
     if training.fabric.is_global_zero:
-        training.metrics.cut(training.step)
         say(f"{training.folder}: resumed at step {training.step} of {training.recipe.run.steps}")
     training.fabric.barrier()
 

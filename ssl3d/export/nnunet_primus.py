@@ -15,6 +15,7 @@ import torch
 from dynamic_network_architectures.architectures import primus as dna
 from torch import nn
 
+from ssl3d.export.nnunet_adapt import fit
 from ssl3d.export.nnunet_plans import PARENT, Plans, Ready, fit_patch, read_classes
 from ssl3d.export.source import Source
 from ssl3d.models.init import aliases
@@ -132,9 +133,8 @@ def fill(network: nn.Module, source: Source, patch: list[int], classes: bool = T
         if name == POSITIONS and tuple(value.shape) != shape:
             value = backbone.positions((d, h, w)).unsqueeze(0)
             how = f"resized to {d} x {h} x {w} tokens by trilinear interpolation"
-        elif tuple(value.shape) != shape:
-            value = value.repeat(1, shape[1], 1, 1, 1) / shape[1]
-            how = f"repeated over {shape[1]} channels and divided by {shape[1]}"
+        else:
+            value, how = fit(value, shape)
         with torch.no_grad():
             target[name].copy_(value)
         outcomes.append(TensorOutcome(name, "adapted" if how else "copied", shape, how, part))

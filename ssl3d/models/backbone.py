@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ssl3d.regions import Size3
+from ssl3d.regions import Size3, size3
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,7 @@ class MaskableBackbone(Backbone):
     def grid(self, size: Sequence[int]) -> Size3:
         """Token grid (D,H,W) of an image of `size` voxels. Raises ValueError as `check_size`."""
         self.check_size(size)
-        d, h, w = (n // p for n, p in zip(size, self.patch_size))
-        return (d, h, w)
+        return size3(n // p for n, p in zip(size, self.patch_size))
 
 
 class TokenBackbone(MaskableBackbone):
@@ -181,6 +181,23 @@ class TokenBackbone(MaskableBackbone):
         """
         raise NotImplementedError
 
+    def _run(self, blocks: nn.ModuleList, x: Tensor, layers: Sequence[int] | None, **named: Any) -> list[Tensor]:
+        """`x` through `blocks`, each called with `named`: what `blocks()` returns for `layers`.
+
+        Raises ValueError when `layers` names a block that does not exist.
+        """
+        if layers is None:
+            for block in blocks:
+                x = block(x, **named)
+            return [self.last_norm(x)]
+        if not all(0 <= i < self.depth for i in layers):
+            raise ValueError(f"blocks: layers is {list(layers)}; the network has blocks 0 to {self.depth - 1}")
+        outputs = []
+        for block in blocks[: max(layers, default=-1) + 1]:
+            x = block(x, **named)
+            outputs.append(x)
+        return [outputs[i] for i in layers]
+
     def encode_embedded(self, tokens: Tensor, grid: Size3, coarsest: bool = False) -> list[Tensor]:
         """(B,N,embed_dim) -> [(B,embed_dim,D/p,H/p,W/p)]: the normalised tokens of the last block, on their grid."""
         return [self.blocks(tokens, grid)[0].transpose(1, 2).unflatten(2, grid)]
@@ -213,6 +230,14 @@ def outermost(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[nn.
         for inner in [child] if isinstance(child, kinds) else outermost(child, kinds):
             found.setdefault(id(inner), inner)
     return list(found.values())
+
+
+def resize_positions(table: Tensor, old: Size3, new: Size3) -> Tensor:
+    """Learned positions (1,N,C) of a token grid `old` (D,H,W) -> (1,M,C) of `new`, by trilinear interpolation."""
+    if tuple(old) == tuple(new):
+        return table
+    volume = table.transpose(1, 2).unflatten(2, old)
+    return F.interpolate(volume, size=new, mode="trilinear", align_corners=False).flatten(2).transpose(1, 2)
 
 
 def global_average(x: Tensor) -> Tensor:

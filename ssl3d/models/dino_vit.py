@@ -11,11 +11,10 @@ import torch
 from timm.layers import Mlp, SwiGLUPacked
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ssl3d.models.backbone import BackboneSpec, TokenBackbone, check_image
+from ssl3d.models.backbone import BackboneSpec, TokenBackbone, check_image, resize_positions
 from ssl3d.models.vit import PatchDecoder
-from ssl3d.regions import Size3
+from ssl3d.regions import Size3, size3
 
 
 class _PatchEmbed(nn.Module):
@@ -103,7 +102,7 @@ class DinoViT(TokenBackbone):
                 f"model.input_size is {list(input_size)}; it must be three multiples of {list(patch_size)}"
             )
         self.embed_dim, self.depth, self.in_channels = embed_dim, depth, in_channels
-        self.patch_size, self.input_size = _size3(patch_size), _size3(input_size)
+        self.patch_size, self.input_size = size3(patch_size), size3(input_size)
         self.channels, self.strides = (embed_dim,), (self.patch_size,)
         self._kwargs: dict[str, Any] = {
             "embed_dim": embed_dim, "depth": depth, "heads": heads, "in_channels": in_channels,
@@ -121,7 +120,7 @@ class DinoViT(TokenBackbone):
         self._decoder_strides = tuple(scales[:-1])
         chain = [max(embed_dim >> i, 16) for i in range(len(scales))]
         self.decoder_channels = tuple(chain[:0:-1])
-        ratios = [_size3([b // a for a, b in zip(fine, coarse)]) for fine, coarse in itertools.pairwise(scales)]
+        ratios = [size3([b // a for a, b in zip(fine, coarse)]) for fine, coarse in itertools.pairwise(scales)]
         self.decoder = PatchDecoder(chain, ratios[::-1])
 
     @property
@@ -136,11 +135,7 @@ class DinoViT(TokenBackbone):
 
     def positions(self, grid: Size3) -> Tensor:
         """(N, embed_dim): the learned table, resized by trilinear interpolation when `grid` is not its own."""
-        own, table = self.grid(self.input_size), self.vit.pos_embed[0]
-        if tuple(grid) == own:
-            return table
-        volume = table.T.reshape(1, self.embed_dim, *own)
-        return F.interpolate(volume, size=grid, mode="trilinear", align_corners=False)[0].flatten(1).T
+        return resize_positions(self.vit.pos_embed, self.grid(self.input_size), grid)[0]
 
     def blocks(
         self,
@@ -154,19 +149,12 @@ class DinoViT(TokenBackbone):
 
         Raises ValueError when `layers` names a block that does not exist.
         """
-        if layers is not None and not all(0 <= i < self.depth for i in layers):
-            raise ValueError(f"blocks: layers is {list(layers)}; the network has blocks 0 to {self.depth - 1}")
         positions = self.positions(grid)
         x = tokens + (positions if index is None else positions[index])
         own = [t.expand(len(x), -1, -1).to(x) for t in (self.vit.cls_token, self.vit.reg_token) if t is not None]
         x = torch.cat([*own, *([] if prefix is None else [prefix.to(x)]), x], dim=1)
         first = sum(t.shape[1] for t in own)
-        last = self.depth - 1 if layers is None else max(layers, default=-1)
-        outputs = []
-        for block in self.vit.blocks[: last + 1]:
-            x = block(x)
-            outputs.append(x[:, first:])
-        return [self.vit.norm(outputs[-1])] if layers is None else [outputs[i] for i in layers]
+        return [found[:, first:] for found in self._run(self.vit.blocks, x, layers)]
 
     def last_norm(self, tokens: Tensor) -> Tensor:
         """See TokenBackbone.last_norm."""
@@ -202,7 +190,7 @@ def _scales(patch: Size3) -> list[Size3]:
     for i in range(steps):
         # axes of fewer factors grow at the coarse end, so that the finest scales are the most alike
         grown = [f[i - steps + len(f)] if i >= steps - len(f) else 1 for f in factors]
-        scales.append(_size3([s * g for s, g in zip(scales[-1], grown)]))
+        scales.append(size3([s * g for s, g in zip(scales[-1], grown)]))
     return scales
 
 
@@ -214,8 +202,3 @@ def _primes(n: int) -> list[int]:
             n //= divisor
         divisor += 1
     return found
-
-
-def _size3(values: Sequence[int]) -> Size3:
-    d, h, w = values
-    return (d, h, w)

@@ -10,10 +10,16 @@ from dynamic_network_architectures.architectures import primus as dna
 from dynamic_network_architectures.building_blocks.residual import BasicBlockD
 from timm.layers import build_rotary_pos_embed
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ssl3d.models.backbone import BackboneSpec, TokenBackbone, check_image, check_normalisable, outermost
-from ssl3d.regions import Size3
+from ssl3d.models.backbone import (
+    BackboneSpec,
+    TokenBackbone,
+    check_image,
+    check_normalisable,
+    outermost,
+    resize_positions,
+)
+from ssl3d.regions import Size3, size3
 
 Size = Literal["tiny", "S", "B", "M", "L"]
 
@@ -57,7 +63,7 @@ class Primus(TokenBackbone):
         if not 0 <= drop_path < 1:
             raise ValueError(f"model.drop_path is {drop_path}; it must be at least 0 and below 1")
         self.size, self.in_channels, self.drop_path = size, in_channels, drop_path
-        self.patch_size, self.input_size = _size3(patch_size), _size3(input_size)
+        self.patch_size, self.input_size = size3(patch_size), size3(input_size)
         self.embed_dim, self.depth, heads = SIZES[size]
         self.channels, self.strides = (self.embed_dim,), (self.patch_size,)
 
@@ -79,7 +85,7 @@ class Primus(TokenBackbone):
 
         stride, strides, widths = self.patch_size, [], []
         for up in (m for m in self.up_projection.modules() if isinstance(m, nn.ConvTranspose3d)):
-            stride = _size3([s // u for s, u in zip(stride, up.stride)])
+            stride = size3([s // u for s, u in zip(stride, up.stride)])
             strides.append(stride)
             widths.append(up.out_channels)
         self._decoder_strides, self.decoder_channels = tuple(strides[::-1]), tuple(widths[::-1])
@@ -99,12 +105,8 @@ class Primus(TokenBackbone):
 
     def positions(self, grid: Size3) -> Tensor:
         """(N, embed_dim): the learned table, resized by trilinear interpolation when `grid` is not its own."""
-        d, h, w = (n // p for n, p in zip(self.input_size, self.patch_size))
-        table = self.eva.pos_embed[0]
-        if tuple(grid) == (d, h, w):
-            return table
-        volume = table.T.reshape(1, self.embed_dim, d, h, w)
-        return F.interpolate(volume, size=grid, mode="trilinear", align_corners=False)[0].flatten(1).T
+        own = size3(n // p for n, p in zip(self.input_size, self.patch_size))
+        return resize_positions(self.eva.pos_embed, own, grid)[0]
 
     def rotary(self, grid: Size3) -> Tensor:
         """(N, 2 * features a head): sines, then cosines of the angles by which queries and keys are turned."""
@@ -130,8 +132,6 @@ class Primus(TokenBackbone):
 
         Raises ValueError when `layers` names a block that does not exist.
         """
-        if layers is not None and not all(0 <= i < self.depth for i in layers):
-            raise ValueError(f"blocks: layers is {list(layers)}; the network has blocks 0 to {self.depth - 1}")
         positions, rope = self.positions(grid), self.rotary(grid)
         if index is not None:
             positions, rope = positions[index], rope[index].unsqueeze(1)  # (B,K,C) and (B,1,K,2F), one for all heads
@@ -141,11 +141,7 @@ class Primus(TokenBackbone):
             half = rope.shape[-1] // 2
             unturned = torch.cat((rope.new_zeros(half), rope.new_ones(half)))  # an angle of 0: sine 0, cosine 1
             rope = torch.cat((unturned.expand(*rope.shape[:-2], prefix.shape[1], -1), rope), dim=-2)
-        outputs = []
-        for block in self.eva.blocks[: self.depth if layers is None else max(layers, default=-1) + 1]:
-            x = block(x, rope=rope)
-            outputs.append(x)
-        return [self.eva.norm(x)] if layers is None else [outputs[i] for i in layers]
+        return self._run(self.eva.blocks, x, layers, rope=rope)
 
     def last_norm(self, tokens: Tensor) -> Tensor:
         """See TokenBackbone.last_norm."""
@@ -213,8 +209,3 @@ class PrimusV2(Primus):
         """Raise ValueError when `size` (D,H,W) is no multiple of 8, or a single patch, which cannot be normalised."""
         super().check_size(size)
         check_normalisable(self, size)
-
-
-def _size3(values: Sequence[int]) -> Size3:
-    d, h, w = values
-    return (d, h, w)

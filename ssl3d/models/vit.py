@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl3d.models.backbone import BackboneSpec, TokenBackbone, check_image
-from ssl3d.regions import Size3
+from ssl3d.regions import Size3, size3
 
 # (features, blocks, heads); S, B and L are those of Dosovitskiy et al., `tiny` is made for CPUs.
 _SIZES = {"tiny": (96, 4, 3), "S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}
@@ -80,8 +80,7 @@ class ViT(TokenBackbone):
         if len(patch_size) != 3 or any(p < 1 or p & (p - 1) for p in patch_size) or max(patch_size) < 2:
             raise ValueError(f"model.patch_size is {list(patch_size)}; it must be three powers of two, not all 1")
         self.size, self.in_channels = size, in_channels
-        d, h, w = patch_size
-        self.patch_size: Size3 = (d, h, w)
+        self.patch_size = size3(patch_size)
         self.embed_dim, self.depth, heads = _SIZES[size]
         self.channels, self.strides = (self.embed_dim,), (self.patch_size,)
 
@@ -138,18 +137,11 @@ class ViT(TokenBackbone):
 
         Raises ValueError when `layers` names a block that does not exist.
         """
-        if layers is not None and not all(0 <= i < self.depth for i in layers):
-            raise ValueError(f"blocks: layers is {list(layers)}; the network has blocks 0 to {self.depth - 1}")
         positions = self.positions(grid)
         x = tokens + (positions if index is None else positions[index])
         if prefix is not None:
             x = torch.cat((prefix.to(x), x), dim=1)
-        last = self.depth - 1 if layers is None else max(layers, default=-1)
-        outputs = []
-        for block in self.layers[: last + 1]:
-            x = block(x)
-            outputs.append(x)
-        return [self.norm(x)] if layers is None else [outputs[i] for i in layers]
+        return self._run(self.layers, x, layers)
 
     def last_norm(self, tokens: Tensor) -> Tensor:
         """See TokenBackbone.last_norm."""

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ssl3d.config import Recipe, join
+from ssl3d.config import Recipe
+from ssl3d.schema import flat
 from ssl3d.trackers.tracker import numbers
 
 ID_FILE = "mlflow_id.txt"
@@ -33,7 +34,7 @@ class MLflow:
         number = self._client.create_experiment(name) if experiment is None else experiment.experiment_id
         run = self._client.create_run(number, run_name=folder.name, tags={k: str(v) for k, v in lineage.items()})
         self._id = run.info.run_id
-        parameters = [Param(k, str(v)[:500]) for k, v in _flat(recipe.to_dict()).items()]
+        parameters = [Param(k, str(v)[:500]) for k, v in flat(recipe.to_dict()).items()]
         for first in range(0, len(parameters), _PARAMETERS):
             self._client.log_batch(self._id, params=parameters[first : first + _PARAMETERS])
         file.write_text(self._id + "\n")
@@ -52,10 +53,3 @@ class MLflow:
 
     def finish(self, failed: bool) -> None:
         self._client.set_terminated(self._id, "FAILED" if failed else "FINISHED")
-
-
-def _flat(node: Any, key: str = "") -> dict[str, Any]:
-    """{"run": {"seed": 0}} -> {"run.seed": 0}."""
-    if isinstance(node, Mapping) and node:
-        return {k: v for name, sub in node.items() for k, v in _flat(sub, join(key, str(name))).items()}
-    return {key: node}

@@ -100,13 +100,18 @@ def observed(folder: Path) -> dict[int, dict[str, float]]:
     return rows
 
 
+def run_folder(source: Path) -> Path | None:
+    """The run directory that `source`, it or a checkpoint in it, belongs to, when wandb knows it."""
+    return next((f for f in (source, source.parent.parent) if (f / ID_FILE).is_file()), None)
+
+
 def log_export(source: Path, report: ExportReport) -> None:
     """Let the wandb run of an exported run directory know of its export, as one of its artefacts; nothing without one.
 
     `export.json` names files, sizes and digests; with wandb.upload the files go along. What wandb cannot take is said:
     the export itself is done.
     """
-    folder = next((f for f in (source, source.parent.parent) if (f / ID_FILE).exists()), None)
+    folder = run_folder(source)
     if folder is None:
         return
     import wandb

@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from ssl3d.models.backbone import Backbone
+from ssl3d.models.backbone import Backbone, resize_positions
+from ssl3d.models.dino_vit import DinoViT
 from ssl3d.models.init import aliases
+from ssl3d.models.primus import Primus
 from ssl3d.models.transfer import MINIMUM, Part, TensorOutcome, TransferReport
-from ssl3d.regions import Size3
 from ssl3d.weights.inflate import channels
 from ssl3d.weights.recognised import Recognised, same
 
@@ -163,8 +163,10 @@ def _fit(
     ):
         return channels(value, shape[1]), f"{value.shape[1]} image channels to {shape[1]} (their sum / {shape[1]})"
     if name in _POSITIONS and found.grid is not None and value.shape[2] == shape[2]:
-        return _resize(value, found.grid, _token_grid(backbone)), (
-            f"positions of {list(found.grid)} tokens resized to {list(_token_grid(backbone))} (trilinear)"
+        assert isinstance(backbone, (Primus, DinoViT))
+        grid = backbone.grid(backbone.input_size)
+        return resize_positions(value, found.grid, grid), (
+            f"positions of {list(found.grid)} tokens resized to {list(grid)} (trilinear)"
         )
     raise ValueError(
         f"{source}: tensor '{name}' is {tuple(value.shape)}, this model needs {shape}: {_difference(backbone, found)}"
@@ -188,15 +190,3 @@ def _difference(backbone: Backbone, found: Recognised) -> str:
 def _listed(value: Any) -> Any:
     """Tuples as lists, at every depth."""
     return [_listed(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-
-def _token_grid(backbone: Backbone) -> Size3:
-    sizes: Any = backbone
-    d, h, w = (n // p for n, p in zip(sizes.input_size, sizes.patch_size))
-    return (d, h, w)
-
-
-def _resize(table: Tensor, old: Size3, new: Size3) -> Tensor:
-    """(1, N, C) on a token grid `old` -> (1, M, C) on `new`."""
-    volume = table.transpose(1, 2).unflatten(2, old)
-    return F.interpolate(volume, size=new, mode="trilinear", align_corners=False).flatten(2).transpose(1, 2)

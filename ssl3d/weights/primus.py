@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssl3d.models.backbone import BackboneSpec
 from ssl3d.models.primus import SIZES
-from ssl3d.regions import Size3
+from ssl3d.regions import Size3, size3
 from ssl3d.weights.nnunet import program
 from ssl3d.weights.recognised import Hints, Recognised, State, UnusableWeightsError, count, grid_of
 
@@ -34,7 +34,7 @@ def read(state: State, hints: Hints) -> Recognised | None:
             f"holds a Primus of {made[0]} features and {made[1]} blocks; known are "
             f"{', '.join(f'{dim}/{depth} ({name})' for name, (dim, depth, _) in SIZES.items())}"
         )
-    patch: Size3 = (8, 8, 8) if v2 else _size3(stem.shape[2:])
+    patch: Size3 = (8, 8, 8) if v2 else size3(stem.shape[2:])
     grid = _grid(int(state["eva.pos_embed"].shape[1]), patch, hints)
     tensors = {n: v for n, v in state.items() if n.startswith(("down_projection.", "eva.", "up_projection."))}
     tensors = {n: v for n, v in tensors.items() if not n.startswith("eva.rope.")}
@@ -109,8 +109,3 @@ def _swap_first_axes(found: Recognised, heads: int, grid: Size3) -> None:
 def _swap_thirds(value: Tensor, heads: int) -> Tensor:
     """(C, ...) with the first two thirds of each head's features swapped."""
     return value.unflatten(0, (heads, 3, -1))[:, [1, 0, 2]].flatten(0, 2)
-
-
-def _size3(values: Any) -> Size3:
-    d, h, w = (int(v) for v in values)
-    return (d, h, w)

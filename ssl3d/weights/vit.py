@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ssl3d.models.backbone import BackboneSpec
-from ssl3d.regions import Size3
+from ssl3d.regions import Size3, size3
 from ssl3d.weights.inflate import WORDS, inflate
 from ssl3d.weights.recognised import Hints, Recognised, State, UnusableWeightsError, count, grid_of
 
@@ -57,7 +56,7 @@ def read(state: State, hints: Hints) -> Recognised | None:
         missing={"decoder.": "the published network has no decoder"},
         channels=int(proj.shape[1]),
     )
-    patch = _size3([proj.shape[2] if flat else 0, *proj.shape[2:]][-3:])
+    patch = size3([proj.shape[2] if flat else 0, *proj.shape[2:]][-3:])
     found.tensors["vit.pos_embed"], found.grid = _positions(found, patch, flat, hints)
     if flat:
         _inflate(found, patch, hints)
@@ -156,8 +155,3 @@ def _add_missing_biases(found: Recognised) -> None:
         if bias not in found.tensors:
             found.tensors[bias] = found.tensors[name].new_zeros(len(found.tensors[name]))
             found.adapted[bias] = "zero: the published network has none"
-
-
-def _size3(values: Any) -> Size3:
-    d, h, w = (int(v) for v in values)
-    return (d, h, w)
