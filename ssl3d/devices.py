@@ -7,10 +7,9 @@ import os
 import warnings
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import SLURMEnvironment
 
 from ssl3d.config import ConfigError, Recipe
+from ssl3d.fabric import Fabric, SLURMEnvironment
 from ssl3d.memory import keep_freed_memory
 from ssl3d.models.recompute import recompute_segments
 from ssl3d.sharding import ShardedStrategy, backbones

@@ -9,7 +9,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
+
+from ssl3d.fabric import Fabric
 
 # What a scheduler sends before it takes a machine away (SLURM: SIGTERM, or what --signal names), and Ctrl-C.
 SIGNALS = tuple(

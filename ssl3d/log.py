@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from lightning_fabric import Fabric
+    from ssl3d.fabric import Fabric
 
 METRICS_FILE = "metrics.jsonl"
 WARNING = "warning"  # the key of a line that holds a sentence

@@ -8,11 +8,11 @@ import time
 from collections.abc import Iterator
 
 import torch
-from lightning_fabric import Fabric
 
 from ssl3d import gpus
 from ssl3d.check import step_flops
 from ssl3d.config import Recipe
+from ssl3d.fabric import Fabric
 from ssl3d.regions import RegionBatch
 from ssl3d.tasks.task import Objective
 

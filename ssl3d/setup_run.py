@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
-from lightning_fabric import Fabric
 from omegaconf import OmegaConf
 
 from ssl3d import config, schema
@@ -24,6 +23,7 @@ from ssl3d.data.normalise import describe as describe_normalisation
 from ssl3d.data.sampling import SamplingPlan, split_holdout
 from ssl3d.data.store import Store, open_store
 from ssl3d.environment import environment
+from ssl3d.fabric import Fabric
 from ssl3d.guard import Guarded, guard
 from ssl3d.initial import Initial
 from ssl3d.leaks import SEEN_FILE

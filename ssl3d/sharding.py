@@ -14,15 +14,13 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
-from lightning_fabric.strategies.strategy import _BackwardSyncControl
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ssl3d import config
+from ssl3d.fabric import BackwardSyncControl, DDPStrategy, Fabric
 from ssl3d.models.backbone import Backbone
 from ssl3d.tasks.task import Objective
 
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
     from ssl3d.training import Training
 
 
-class _GradientsLater(_BackwardSyncControl):
+class _GradientsLater(BackwardSyncControl):
     """Gradients of all but the last micro-batch of a step are summed without telling the other ranks."""
 
     @contextmanager

@@ -8,13 +8,13 @@ from signal import Signals
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from ssl3d import checkpoint, config, devices, meters, optim, setup_run, sharding
 from ssl3d.checkpoint_writer import CheckpointWriter
 from ssl3d.config import Recipe
 from ssl3d.disk import WAIT_SECONDS, WAIT_SECONDS_OF_MANY
+from ssl3d.fabric import Fabric
 from ssl3d.initial import Initial, initialise
 from ssl3d.initial import load as load_initial
 from ssl3d.interruption import Interrupted, Interruption

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_fabric import Fabric
-
 from ssl3d.checkpoint_writer import CheckpointWriter
 from ssl3d.config import Recipe
 from ssl3d.disk import when_there_is_room
+from ssl3d.fabric import Fabric
 from ssl3d.interruption import Interruption
 from ssl3d.log import WARNING, MetricLog
 from ssl3d.optim import WeightAverage

@@ -121,21 +121,27 @@ def test_sigterm_from_outside_says_how_to_go_on_and_exits_75(tiny, tmp_path):
     assert checkpoint.open_run(tmp_path / "run")["step"] == step
 
 
-@pytest.mark.slow
-def test_one_rank_of_two_gets_the_signal_and_both_stop_at_the_same_step(tiny, tmp_path):
-    """The pre-empted run goes on with one rank, then with two again, and ends where one that was never stopped does."""
+@pytest.mark.parametrize(
+    "stops",
+    [
+        pytest.param(((2, 4), (1, None)), marks=pytest.mark.slow, id="2 then 1"),
+        pytest.param(((2, 4), (1, 9), (2, None)), marks=pytest.mark.acceptance, id="2 then 1 then 2"),
+    ],
+)
+def test_one_rank_of_two_gets_the_signal_and_both_stop_at_the_same_step(stops, tiny, tmp_path):
+    """The pre-empted run goes on with other ranks (ranks, step of the signal), and ends as one never stopped does."""
     exact = ["run.precision=64-true", "optim.name=sgd", "data.batch_size=4", "run.log_every=1", "run.steps=24"]
     recipe = tiny(*exact, "run.checkpoint_every=100")
     file = tmp_path / "recipe.yaml"
     OmegaConf.save(OmegaConf.create(recipe.to_dict()), file)
     whole = train(tiny(*exact, f"run.dir={tmp_path / 'whole'}"))
     run = tmp_path / "run"
-    for ranks, at in ((2, 4), (1, 9), (2, None)):
+    for ranks, at in stops:
         process = start(file, ranks=ranks)
         if at is not None:
             wait_for_step(process, run, at)
             process.terminate()  # torchrun hands it on to its ranks, one after the other
-        process.communicate(timeout=110)
+        process.communicate(timeout=200)
         assert (process.returncode == 0) == (at is None)
         if at is not None:
             assert at <= checkpoint.open_run(run)["step"] < 24

@@ -55,7 +55,7 @@ def assert_trained_as_under_ddp(tmp_path, families):
     torch.testing.assert_close(once, each, rtol=1e-12, atol=1e-15)
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_a_sharded_run_is_one_rank_s_and_goes_on_under_any_number(tiny, tmp_path):
     """8 steps on one rank; 3 sharded, 3 on one rank, 2 sharded: the same weights, pictures and held-out losses."""
     options = [

@@ -154,7 +154,7 @@ except KeyboardInterrupt as stop:
     assert sorted(float(row["optim.lr"]) for row in rows) == [0.02, 0.5]
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_real_runs_with_a_probe(tiny, tmp_path):
     """The verb itself, two runs of the tiny recipe."""
     recipe = tmp_path / "recipe.yaml"

@@ -15,8 +15,6 @@ import pytest
 from preprocessing import convert
 from ssl3d.data.store import open_store
 
-pytestmark = pytest.mark.slow
-
 _CHECKOUT = Path(__file__).parents[2]
 _RUN = """
 import sys
@@ -45,6 +43,7 @@ def _children(pid):
     return found
 
 
+@pytest.mark.acceptance
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_kill_9_in_the_middle_then_again_gives_the_same_bytes(data, tmp_path):
     task = tmp_path / "Task"
@@ -77,6 +76,7 @@ def test_kill_9_in_the_middle_then_again_gives_the_same_bytes(data, tmp_path):
     assert _bytes(tmp_path / "cut") == _bytes(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_every_odd_file_converts_or_is_refused_by_name(data, tmp_path):
     report = convert(data / "odd", tmp_path / "store", spacing="keep", workers=2)
     refused = {Path(shown).name: reason for shown, reason in report.refused}
@@ -95,6 +95,7 @@ def test_every_odd_file_converts_or_is_refused_by_name(data, tmp_path):
     assert report.exit_code == 0  # the others: test_prep_hostile.py, test_prep_dicom_real.py
 
 
+@pytest.mark.slow
 def test_a_whole_ct_at_its_own_grid_and_at_one_millimetre(data, tmp_path):
     path = data / "ct_qin_lung_philips" / "qin_lung_ct_2x.nii.gz"
     image = nib.load(path)
@@ -119,6 +120,7 @@ def test_a_whole_ct_at_its_own_grid_and_at_one_millimetre(data, tmp_path):
     assert np.corrcoef(values.ravel(), sampled.ravel())[0, 1] > 0.995
 
 
+@pytest.mark.slow
 def test_the_table_is_outside_the_foreground_and_the_circle_is_not_valid(data, tmp_path):
     path = data / "ct_acrin_nsclc_ge" / "acrin_nsclc_042_ct.nii.gz"
     convert(path, tmp_path / "store", spacing=(4, 3, 3), workers=1)
@@ -132,6 +134,7 @@ def test_the_table_is_outside_the_foreground_and_the_circle_is_not_valid(data, t
     assert attributes.foreground_stats[0].percentile_50 == pytest.approx(0, abs=120)
 
 
+@pytest.mark.slow
 def test_many_classes_stay_on_their_anatomy(data, tmp_path):
     folder = data / "ct_mr_totalsegmentator"
     (tmp_path / "labels").mkdir()

@@ -13,7 +13,6 @@ from ssl3d.data.objects import open_objects
 from ssl3d.data.store import open_store
 
 __all__ = ["nobody_left"]
-pytestmark = pytest.mark.slow
 
 SCANS = 4
 NETWORK = {
@@ -27,6 +26,7 @@ def source(tmp_path):
     return scans(tmp_path / "in", SCANS, side=30)
 
 
+@pytest.mark.acceptance
 def test_converted_to_s3_it_is_the_store_that_a_disk_holds(source, s3_bucket, tmp_path):
     url = f"{s3_bucket()}/folder/my.zarr"
     code, out, err = finish(source, tmp_path / "local", "--workers", 1)
@@ -53,6 +53,7 @@ def test_converted_to_s3_it_is_the_store_that_a_disk_holds(source, s3_bucket, tm
         np.testing.assert_array_equal(here.read(row, *box), there.read(row, *box))
 
 
+@pytest.mark.slow
 def test_training_reads_s3(source, s3_bucket, tmp_path):
     from ssl3d.config import load
     from ssl3d.log import read_metrics
