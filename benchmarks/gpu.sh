@@ -114,7 +114,7 @@ case "${1-}" in
     STEP_OPTIONS=(--quick)
     LOADER_OPTIONS=(--quick --size 32 64 32)
     TASKS_OPTIONS=(--quick)
-    LAYOUT_OPTIONS=(--quick --only eager --seconds 280)
+    LAYOUT_OPTIONS=(--quick --only "160, eager" --seconds 280)
     begin
     run 300 300 300 300
     layout 300
