@@ -22,9 +22,10 @@ SUITES = config.RECIPES / "downstream"
 
 @dataclass(frozen=True)
 class Guarded:
-    """What the guard found: `subjects` to leave out, and `sentences` that say so (none without guard.suites)."""
+    """What the guard found: `subjects` to leave out of training, and of the `probe`; `sentences` that say so."""
 
     subjects: frozenset[str] = frozenset()
+    probe: frozenset[str] = frozenset()
     sentences: tuple[str, ...] = ()
 
 
@@ -41,7 +42,7 @@ def guard(recipe: Recipe, stores: Sequence[Store], inherited: pd.DataFrame | Non
     test, names = _test_volumes(suites), _names(suites)
     if inherited is not None:
         _refuse_inherited(recipe.model["init"], leaks.shared(inherited, test), names)
-    mine = _trained(recipe, stores)
+    mine = _kept(stores, recipe.data.include, recipe.data.exclude, "data")
     found = leaks.shared(mine, test)
     subjects = frozenset(mine.loc[found.any, "subject"])
     sentences = [_sentence(mine, found, subjects, names)]
@@ -60,7 +61,28 @@ def guard(recipe: Recipe, stores: Sequence[Store], inherited: pd.DataFrame | Non
             f"guard.suites: whether the weights of model.init={init} have seen test patients of {names} cannot be "
             "checked: they come without a seen.parquet"
         )
-    return Guarded(subjects, tuple(sentences))
+    watched = _watched(recipe, test, names)
+    if watched:
+        sentences.append(
+            f"guard.suites: {len(watched)} subjects of probe.store belong to test volumes of {names}; the probe leaves "
+            "them out"
+        )
+    return Guarded(subjects, watched, tuple(sentences))
+
+
+def _watched(recipe: Recipe, test: pd.DataFrame, names: str) -> frozenset[str]:
+    """Subjects of the probe's store that are test patients: a run must not be stopped or chosen by them."""
+    probe = recipe.probe
+    if probe.store is None or not probe.every:
+        return frozenset()
+    mine = _kept([open_store(probe.store)], probe.include, probe.exclude, "probe")
+    subjects = frozenset(mine.loc[leaks.shared(mine, test).any, "subject"])
+    if subjects and recipe.guard.on_leak == "stop":
+        raise ConfigError(
+            [f"guard.suites: {len(subjects)} subjects of probe.store '{probe.store}' belong to test volumes of "
+             f"{names}: set guard.on_leak=exclude, or name them in probe.exclude"]
+        )  # fmt: skip
+    return subjects
 
 
 def _sentence(mine: pd.DataFrame, found: leaks.Shared, subjects: Collection[str], names: str) -> str:
@@ -86,10 +108,12 @@ def _refuse_inherited(init: str, found: leaks.Shared, names: str) -> None:
         )  # fmt: skip
 
 
-def _trained(recipe: Recipe, stores: Sequence[Store]) -> pd.DataFrame:
-    """The volumes that data.include and data.exclude leave."""
-    include = config.subjects(recipe.data.include, "data.include")
-    exclude = config.subjects(recipe.data.exclude, "data.exclude") or set()
+def _kept(
+    stores: Sequence[Store], included: str | list[str] | None, excluded: str | list[str] | None, section: str
+) -> pd.DataFrame:
+    """The volumes that include and exclude of a section leave."""
+    include = config.subjects(included, f"{section}.include")
+    exclude = config.subjects(excluded, f"{section}.exclude") or set()
     table = pd.concat([volume_table(store, np.arange(len(store))) for store in stores], ignore_index=True)
     subjects = set(table["subject"])
     kept = subjects if include is None else matching(subjects, include)

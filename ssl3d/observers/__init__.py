@@ -33,7 +33,7 @@ def observers_of(training: Training) -> list[Observer]:
     if recipe.probe.store is not None and recipe.probe.every:
         scores = (line.get(SCORE) for line in read_metrics(training.metrics.path))
         training.best = max((score for score in scores if score is not None), default=None)
-        made.append(Probe(recipe, training.objective))
+        made.append(Probe(recipe, training.objective, training.data.guarded.probe))
     return made
 
 

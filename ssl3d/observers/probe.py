@@ -8,7 +8,7 @@ patients that this probe must not have used (probe.exclude).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,15 +34,16 @@ class Probe:
     """`probe/score`: recall of each class (background is one), averaged over the classes, on patients not fitted on.
 
     Chance is 1 / classes. The same regions and voxels every time, so that the curve is the encoder's alone.
+    `guarded`: subjects that the leak guard keeps out.
     Raises ConfigError when probe.store holds no labels, fewer than two patients, or other channels than the network.
     """
 
-    def __init__(self, recipe: Recipe, objective: Objective) -> None:
+    def __init__(self, recipe: Recipe, objective: Objective, guarded: Collection[str] = ()) -> None:
         assert recipe.probe.store is not None
         self.every, self.regions, self._seed = recipe.probe.every, recipe.probe.regions, recipe.run.seed
         store = open_store(recipe.probe.store)
         include = config.subjects(recipe.probe.include, "probe.include")
-        exclude = config.subjects(recipe.probe.exclude, "probe.exclude") or set()
+        exclude = (config.subjects(recipe.probe.exclude, "probe.exclude") or set()) | set(guarded)
         spec = RegionSpec(objective.input_size, labels=True, labelled_share=1.0)
         try:
             every_one = SamplingPlan([store], spec, self._seed, include=include, exclude=exclude)

@@ -15,6 +15,7 @@ from ssl3d.config import ConfigError, load
 from ssl3d.data.near import COLUMNS, near_duplicates, volume_table
 from ssl3d.data.store import open_store
 from ssl3d.data.write import build_index, create_store, write_volume
+from ssl3d.guard import guard
 from ssl3d.testing.small_store import channel_stats
 from ssl3d.testing.store import plain_attributes
 from ssl3d.train import train
@@ -126,6 +127,17 @@ def test_a_leak_can_stop_the_training(guarded, tmp_path):
 def test_a_clean_training_says_so(guarded, capsys):
     train(guarded("guard.on_leak=stop", "data.exclude=[anna,t1,carl]"))
     assert "guard.suites: none of 4 volumes is a test volume of 'suite'" in capsys.readouterr().out
+
+
+def test_the_probe_looks_at_no_test_patient(guarded, stores, tmp_path):
+    probe = [f"probe.store={stores[1]}", "probe.every=1"]
+    with pytest.raises(ConfigError, match=r"4 subjects of probe\.store .* belong to test volumes of 'suite'"):
+        train(guarded("guard.on_leak=stop", "data.exclude=[anna,t1,carl]", *probe))
+    mine = [open_store(stores[0])]
+    found = guard(guarded(*probe), mine)
+    assert found.probe == {"t0", "t1", "t2", "t3"}
+    assert "4 subjects of probe.store belong to test volumes of 'suite'; the probe" in found.sentences[-1]
+    assert not guard(guarded(*probe, "probe.exclude=[t0,t1,t2,t3]"), mine).probe
 
 
 def test_weights_that_have_seen_a_test_patient_are_refused(guarded, stores, tmp_path):
