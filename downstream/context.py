@@ -12,19 +12,19 @@ from typing import Any
 import torch
 
 from downstream.arms import Arm
-from downstream.suite import Suite, settings
+from downstream.measure import Choice, Measure, choice_words
+from downstream.suite import Suite, target_of
 from ssl3d.data.store import Store, open_store
 
-CELL_VERSION = 1  # raised when a cell's values change for equal settings, so that old cells are not taken for new ones
-PROBE, FINETUNE = "probe", "finetune"
+CELL_VERSION = 2  # raised when a cell's values change for equal settings, so that old cells are not taken for new ones
 TEST, VALIDATION = "test", "validation"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training and its scores: `labelled` patients in, `scored` patients out.
+    """One training and its scores: `labelled` patients in, `scored` patients out, by the suite's measure of that name.
 
-    `split` says which patients are scored: TEST, or VALIDATION for the learning-rate search. `lr` is None for a probe.
+    `split` says which patients are scored: TEST, or VALIDATION for a search. `choice`: settings found by the search.
     """
 
     measure: str
@@ -34,7 +34,7 @@ class Cell:
     labelled: tuple[str, ...]
     scored: tuple[str, ...]
     split: str
-    lr: float | None = None
+    choice: Choice = ()
     pictures: tuple[int, ...] = ()  # store rows whose prediction is kept for the report
 
 
@@ -57,6 +57,10 @@ class Context:
     def device(self) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
+    def measure(self, cell: Cell) -> Measure:
+        """The suite's measure that computes a cell."""
+        return self.suite.measures[cell.measure]
+
     def rows_of(self, patients: tuple[str, ...]) -> list[int]:
         """Store rows of all labelled volumes of some patients, patient by patient."""
         return [row for patient in patients for row in self.rows[patient]]
@@ -68,17 +72,16 @@ class Context:
         is finished.
         """
         suite = self.suite
-        measure = suite.measures.probe if cell.measure == PROBE else suite.measures.finetune
-        assert measure is not None
+        measure = self.measure(cell)
         shared = ("metrics", "seed", "normalise", "precision", "overlap", "threads")
         content: dict[str, Any] = {
             "version": CELL_VERSION,
             "suite": {name: getattr(suite, name) for name in shared},
             "classes": list(self.classes.items()),
             "store": self.store_digest,
-            "measure": [cell.measure, settings(measure)],
+            "measure": [target_of(measure), measure.settings()],
             "arm": cell.arm.digest,
-            "cell": [cell.seed, cell.labelled, cell.scored, cell.split, cell.lr],
+            "cell": [cell.seed, cell.labelled, cell.scored, cell.split, cell.choice],
         }
         text = json.dumps(content, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
@@ -98,4 +101,4 @@ def store_digest(store: Store) -> str:
 def describe(cell: Cell) -> str:
     """A cell in the words of a progress line."""
     what = f"{cell.measure} {cell.arm.name}, {cell.n_labelled} labelled, seed {cell.seed}"
-    return what if cell.split == TEST else f"{what}, lr {cell.lr:g} (search)"
+    return what if cell.split == TEST else f"{what}, {choice_words(cell.choice)} (search)"

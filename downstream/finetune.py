@@ -5,30 +5,114 @@ from __future__ import annotations
 import contextlib
 import io
 import shutil
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from downstream.arms import Arm
 from downstream.context import TEST, Cell, Context
 from downstream.inference import predict, read_image
+from downstream.measure import Choice, Measure, faults, positive
 from downstream.scoring import finish, keep_picture, score_case
 from downstream.segmentation import Segmentation
 from ssl3d import config
 from ssl3d.checkpoint import load_objective
+from ssl3d.regions import Size3
 from ssl3d.seeding import mix
 from ssl3d.train import train
 
 WORK = "work"  # OUT/work/<key>: the run directory of a training under way, removed when it is scored
 TARGET = f"{Segmentation.__module__}.{Segmentation.__name__}"
+Transfer = Literal["encoder", "encoder+decoder"]
 
 
-def recipe(context: Context, cell: Cell) -> dict[str, Any]:
-    """The recipe of a cell. Only model.init, and optim.lr where it was tuned, differ between arms."""
+@dataclass
+class FinetuneOptim:
+    """As a recipe's optim; of several `lr` each arm gets the one that is best on the validation patients."""
+
+    lr: list[float]
+    name: Literal["sgd", "adamw"] = "adamw"
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    schedule: Literal["poly", "cosine", "constant"] = "cosine"
+    warmup_steps: int = 0
+    clip_norm: float | None = 12.0
+
+
+@dataclass(kw_only=True)
+class Finetune(Measure):
+    """Supervised training of the whole network from each arm's weights, through the same loop as pre-training.
+
+    `transfer`: which part of the pre-trained weights is loaded; the rest, and the head, start fresh and equal in every
+    arm. `labelled_share`: share of patches centred on a class. `augment`: as in a recipe's task, or null. `window`:
+    voxels of an inference window (null: patch_size); one that holds a whole small volume saves many overlapping ones.
+    """
+
+    patch_size: Size3
+    steps: int
+    batch_size: int
+    optim: FinetuneOptim
+    seeds: int | list[int] = 3
+    transfer: Transfer = "encoder"
+    labelled_share: float = 0.33
+    augment: dict[str, Any] | None = None
+    window: Size3 | None = None
+
+    TITLE: ClassVar[str] = "Fine-tuning"
+    PICTURES: ClassVar[bool] = True
+
+    def last_step(self) -> int:
+        """See Measure.last_step."""
+        return self.steps
+
+    def grid(self) -> list[Choice]:
+        """The learning rates, from the smallest on."""
+        return [(("lr", lr),) for lr in sorted(self.optim.lr)]
+
+    def check(self, key: str) -> list[str]:
+        """See Measure.check."""
+        lr = self.optim.lr
+        own = [
+            (self.steps > 0, "steps", self.steps, "above 0"),
+            (self.batch_size > 0, "batch_size", self.batch_size, "above 0"),
+            (0 <= self.labelled_share <= 1, "labelled_share", self.labelled_share, "between 0 and 1"),
+            (bool(lr) and min(lr) > 0, "optim.lr", lr, "a list of rates above 0"),
+            (len(set(lr)) == len(lr), "optim.lr", lr, "a list without repeats"),
+        ]
+        return [
+            *super().check(key),
+            *positive(key, "patch_size", self.patch_size),
+            *positive(key, "window", self.window),
+            *faults(key, own),
+        ]
+
+    def settings(self) -> dict[str, Any]:
+        """See Measure.settings; the learning rate is the cell's choice."""
+        values = super().settings()
+        return values | {"optim": {k: v for k, v in values["optim"].items() if k != "lr"}}
+
+    def sizes(self) -> dict[str, Size3]:
+        """See Measure.sizes."""
+        return {"patch_size": self.patch_size} | ({} if self.window is None else {"window": self.window})
+
+    def init(self, arm: Arm) -> str:
+        """See Measure.init."""
+        return "random" if arm.is_scratch else self.transfer
+
+    def run(self, context: Context, cells: Sequence[Cell]) -> None:
+        """Train and score each cell."""
+        for cell in cells:
+            run_finetune(context, self, cell)
+
+
+def recipe(context: Context, measure: Finetune, cell: Cell) -> dict[str, Any]:
+    """The recipe of a cell. Only model.init, and what was tuned, differ between arms."""
     suite, arm = context.suite, cell.arm
-    measure = suite.measures.finetune
-    assert measure is not None and cell.lr is not None
-    optim = {k: getattr(measure.optim, k) for k in measure.optim.__dataclass_fields__} | {"lr": cell.lr}
+    optim = {k: getattr(measure.optim, k) for k in measure.optim.__dataclass_fields__} | dict(cell.choice)
     return {
         "run": {
             "dir": str(context.out / WORK / context.key(cell)),
@@ -70,11 +154,9 @@ def recipe(context: Context, cell: Cell) -> dict[str, Any]:
     }
 
 
-def run_finetune(context: Context, cell: Cell) -> None:
+def run_finetune(context: Context, measure: Finetune, cell: Cell) -> None:
     """Train, predict the cell's patients, score them and store the cell. Raises what training raises."""
-    measure = context.suite.measures.finetune
-    assert measure is not None
-    settings = config.load(recipe(context, cell))
+    settings = config.load(recipe(context, measure, cell))
     shutil.rmtree(settings.run.dir, ignore_errors=True)  # left by a kill; a cell is short, and begins anew
     with contextlib.redirect_stdout(io.StringIO()):  # the evaluation shows its own progress, a cell at a time
         run = train(settings)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 from downstream.arms import Arm
 from downstream.context import Cell, Context
 from downstream.inference import pad_to, predict, read_image, read_whole, window_starts
+from downstream.measure import Measure, faults, positive
 from downstream.scoring import finish, keep_picture, score_case
 from ssl3d.data.format import LABELS, VALID
 from ssl3d.models.backbone import Backbone
@@ -41,13 +43,49 @@ class LinearClassifier:
     bias: NDArray[np.float64]
 
 
-def run_probe(context: Context, arm: Arm, encoder_seed: int, cells: Sequence[Cell]) -> None:
+@dataclass(kw_only=True)
+class Probe(Measure):
+    """Logistic regression on frozen features. `patch_size`: window of the encoder, voxels (D,H,W).
+
+    `voxels_per_class`: training voxels sampled a class, over all labelled patients; `l2`: weight penalty relative to
+    the mean loss, the same for every arm.
+    """
+
+    patch_size: Size3
+    voxels_per_class: int = 2000
+    l2: float = 1e-3
+
+    TITLE: ClassVar[str] = "Linear probe"
+    BASELINE: ClassVar[str] = "a random encoder"
+    TRAINS: ClassVar[bool] = False
+    PICTURES: ClassVar[bool] = True
+
+    def check(self, key: str) -> list[str]:
+        """See Measure.check."""
+        own = [
+            (self.voxels_per_class > 0, "voxels_per_class", self.voxels_per_class, "above 0"),
+            (self.l2 > 0, "l2", self.l2, "above 0"),
+        ]
+        return [*super().check(key), *positive(key, "patch_size", self.patch_size), *faults(key, own)]
+
+    def sizes(self) -> dict[str, Size3]:
+        """See Measure.sizes."""
+        return {"patch_size": self.patch_size}
+
+    def group(self, context: Context, cell: Cell) -> tuple[Any, ...]:
+        """All cells of an encoder, of which scratch draws one for each seed."""
+        return (cell.measure, cell.arm.digest, cell.seed if cell.arm.is_scratch else None)
+
+    def run(self, context: Context, cells: Sequence[Cell]) -> None:
+        """Fit and score cells that share an encoder."""
+        run_probe(context, self, cells[0].arm, cells[0].seed, cells)
+
+
+def run_probe(context: Context, measure: Probe, arm: Arm, encoder_seed: int, cells: Sequence[Cell]) -> None:
     """Fit and score probe cells that share an encoder (scratch: the random one of `encoder_seed`), and store them."""
-    measure = context.suite.measures.probe
-    assert measure is not None
     backbone = arm.backbone(encoder_seed).to(context.device).eval()
     backbone.check_size(measure.patch_size)
-    training = _training_voxels(context, backbone, cells)
+    training = _training_voxels(context, measure, backbone, cells)
     classifiers = [fit(x, y, len(context.classes) + 1, measure.l2) for x, y in training]
     rows: list[list[dict[str, object]]] = [[] for _ in cells]
     scored = cells[0].scored
@@ -58,7 +96,7 @@ def run_probe(context: Context, arm: Arm, encoder_seed: int, cells: Sequence[Cel
             outputs = image[0, 0].numel() * (len(context.classes) + 1)
             together = max(1, MAX_OUTPUTS // outputs)
             for i in range(0, len(cells), together):
-                maps = _predict(context, backbone, classifiers[i : i + together], image)
+                maps = _predict(context, measure, backbone, classifiers[i : i + together], image)
                 for cell, own, probabilities in zip(cells[i:], rows[i:], maps):
                     keep_picture(context, cell, row, probabilities)
                     own += score_case(context, patient, row, probabilities)
@@ -67,11 +105,9 @@ def run_probe(context: Context, arm: Arm, encoder_seed: int, cells: Sequence[Cel
 
 
 def _predict(
-    context: Context, backbone: Backbone, classifiers: Sequence[LinearClassifier], image: Tensor
+    context: Context, measure: Probe, backbone: Backbone, classifiers: Sequence[LinearClassifier], image: Tensor
 ) -> NDArray[np.float32]:
     """Class probabilities (cells, K, Z, Y, X) of a normalised volume (1,C,Z,Y,X)."""
-    measure = context.suite.measures.probe
-    assert measure is not None
     head = stack(classifiers, backbone.channels).to(context.device)
 
     def network(x: Tensor) -> Tensor:
@@ -82,14 +118,12 @@ def _predict(
 
 
 def _training_voxels(
-    context: Context, backbone: Backbone, cells: Sequence[Cell]
+    context: Context, measure: Probe, backbone: Backbone, cells: Sequence[Cell]
 ) -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]:
     """For each cell, features (N, F) and class indices (N,) of voxels sampled from its labelled patients.
 
     Each labelled volume is encoded once for all cells.
     """
-    measure = context.suite.measures.probe
-    assert measure is not None
     gathered: list[list[tuple[NDArray[np.float32], NDArray[np.int64]]]] = [[] for _ in cells]
     for row in sorted({row for cell in cells for row in context.rows_of(cell.labelled)}):
         using = [i for i, cell in enumerate(cells) if row in context.rows_of(cell.labelled)]

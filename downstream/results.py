@@ -39,7 +39,7 @@ COLUMNS = (
     "value",
 )
 MEAN_FOREGROUND = "mean_foreground"
-CELL_COLUMNS = ("patient", "case", "label", "metric", "value")  # what a cell measures; the rest says which cell it is
+CELL_COLUMNS = ("step", "patient", "case", "label", "metric", "value")  # what a cell measures; others say which cell
 CELLS = "cells"  # OUT/cells/<hash>.csv
 RESULTS_FILE = "results.csv"
 

@@ -10,6 +10,7 @@ from typing import cast
 from downstream.arms import Arm, make_arms
 from downstream.context import Context, store_digest
 from downstream.guard import check_leak
+from downstream.measure import choice_words
 from downstream.scoring import grid_warning
 from downstream.splits import Split, load_split, resolve
 from downstream.suite import Precision, Suite, largest_n
@@ -96,23 +97,19 @@ def _check_amounts(suite: Suite, split: Split) -> None:
         )
     if not split.test:
         raise ValueError(f"the split file {suite.split} names no test patient")
-    finetune = suite.measures.finetune
-    if finetune and len(finetune.optim.lr) > 1 and not split.validation:
-        raise ValueError(
-            f"measures.finetune.optim.lr has {len(finetune.optim.lr)} rates to choose from, but {suite.split} names no "
-            "validation patient: give one rate, or validation patients"
-        )
+    for name, measure in suite.measures.items():
+        if measure.searches() and not split.validation:
+            words = [choice_words(choice) for choice in measure.grid()]
+            raise ValueError(
+                f"measures.{name} has settings to choose from ({', '.join(words)}), but {suite.split} names no "
+                "validation patient: give one value of each, or validation patients"
+            )
 
 
 def _check_arms(suite: Suite, store: Store, context: Context, arms: Sequence[Arm]) -> None:
     """The networks fit the images and the patches."""
     channels = sorted({int(store.cell("channels", row)) for rows in context.rows.values() for row in rows})
-    probe, finetune = suite.measures.probe, suite.measures.finetune
-    sizes = {
-        "measures.probe.patch_size": probe.patch_size if probe else None,
-        "measures.finetune.patch_size": finetune.patch_size if finetune else None,
-        "measures.finetune.window": finetune.window if finetune else None,
-    }
+    sizes = {f"measures.{name}.{key}": size for name, m in suite.measures.items() for key, size in m.sizes().items()}
     for arm in arms:
         backbone = arm.backbone(0)
         if channels != [backbone.in_channels]:
@@ -123,7 +120,6 @@ def _check_arms(suite: Suite, store: Store, context: Context, arms: Sequence[Arm
             )
         for key, size in sizes.items():
             try:
-                if size is not None:
-                    backbone.check_size(size)
+                backbone.check_size(size)
             except ValueError as error:
                 raise ValueError(f"{key}: {error}") from None

@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from shapes_store import CLASSES, suite_values, write_run, write_store
 
 import downstream
-from downstream.context import FINETUNE, PROBE, VALIDATION, Cell
-from downstream.plan import best_rates, finetune_cells, picture_rows, probe_cells, search_cells
+from downstream.context import VALIDATION, Cell
+from downstream.plan import best_choices, final_cells, picture_rows, search_cells
 from downstream.results import COLUMNS, MEAN_FOREGROUND, read_results
 from downstream.setup import prepare
 from downstream.suite import load_suite
@@ -73,19 +73,19 @@ def test_the_plan_gives_every_arm_the_same(labelled_store, split_file, run_folde
     suite = load_suite(suite_values(labelled_store, split_file))
     context, split, arms, warnings = prepare([run_folder], suite, tmp_path / "out")
     assert not warnings and list(context.classes.values()) == [n for v, n in CLASSES.items() if v]
-    rates = {arm.name: 0.01 for arm in arms}
-    cells = probe_cells(context, split, arms) + search_cells(context, split, arms)
-    cells += finetune_cells(context, split, arms, rates)
+    choices = {(measure, arm.name): (("lr", 0.01),) for measure in suite.measures for arm in arms}
+    cells = search_cells(context, split, arms) + final_cells(context, split, arms, choices)
     assert len({context.key(c) for c in cells}) == len(cells) == 8 + 4 + 8
 
     def told(cell: Cell) -> tuple:
-        return cell.measure, cell.n_labelled, cell.seed, cell.labelled, cell.scored, cell.split, cell.lr, cell.pictures
+        which = cell.measure, cell.n_labelled, cell.seed, cell.split, cell.choice
+        return *which, cell.labelled, cell.scored, cell.pictures
 
     by_arm = [[told(c) for c in cells if c.arm is arm] for arm in arms]
     assert by_arm[0] == by_arm[1]
     assert all(set(c.scored) == set(split.validation) for c in cells if c.split == VALIDATION)
     assert all(set(c.labelled) <= set(split.pool) for c in cells)
-    for measure in (PROBE, FINETUNE):
+    for measure in suite.measures:
         own = {(c.n_labelled, c.seed): c.labelled for c in cells if c.measure == measure and c.split != VALIDATION}
         assert all(own[2, s][:1] == own[1, s] for s in (0, 1))
     shown = [c for c in cells if c.pictures]
@@ -94,16 +94,21 @@ def test_the_plan_gives_every_arm_the_same(labelled_store, split_file, run_folde
 
 def test_the_best_rate_counts_patients_once(labelled_store, split_file, run_folder, tmp_path):
     suite = load_suite(suite_values(labelled_store, split_file))
-    _, _, arms, _ = prepare([run_folder], suite, tmp_path / "out")
+    context, _, arms, _ = prepare([run_folder], suite, tmp_path / "out")
     rows = [
-        (arm.name, lr, patient, MEAN_FOREGROUND, "dice", value)
+        ("finetune", arm.name, choice, 2, patient, MEAN_FOREGROUND, "dice", value)
         for arm in arms
-        for lr, values in ((0.1, [("a", 0.9), ("a", 0.9), ("a", 0.9), ("b", 0.1)]), (0.01, [("a", 0.6), ("b", 0.6)]))
+        for choice, values in ((1, [("a", 0.9), ("a", 0.9), ("a", 0.9), ("b", 0.1)]), (0, [("a", 0.6), ("b", 0.6)]))
         for patient, value in values
     ]
-    table = pd.DataFrame(rows, columns=["arm", "lr", "patient", "label", "metric", "value"])
-    assert best_rates(arms, [0.1, 0.01], table) == {"scratch": 0.01, "mae": 0.01}
-    assert best_rates(arms, [0.1], pd.DataFrame()) == {"scratch": 0.1, "mae": 0.1}
+    table = pd.DataFrame(
+        rows, columns=["measure", "arm", "choice", "step", "patient", "label", "metric", "value"]
+    )  # choice 0 is the smaller rate
+    best = best_choices(context, arms, table)
+    assert best == {(m, arm.name): (("lr", 0.001),) if m == "finetune" else () for m in suite.measures for arm in arms}
+    one = load_suite(suite_values(labelled_store, split_file), ["measures.finetune.optim.lr=0.1"])
+    context, _, arms, _ = prepare([run_folder], one, tmp_path / "out")
+    assert best_choices(context, arms, pd.DataFrame())["finetune", "mae"] == (("lr", 0.1),)
 
 
 @pytest.fixture(scope="module")
