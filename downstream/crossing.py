@@ -1,4 +1,4 @@
-"""Where a curve of scores reaches a target, with an interval over everything that was drawn: runs, replicates, patients.
+"""Where a curve of scores reaches a target, with an interval over all that was drawn: runs, replicates, patients.
 
 Both the labels that scratch needs for an arm's score and the steps an arm needs for a share of scratch's score are such
 crossings. The estimate is read off a monotone (isotonic) fit of the mean curve. The interval inverts the crossed
