@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -22,6 +22,7 @@ from ssl3d import config
 from ssl3d.checkpoint import load_objective
 from ssl3d.regions import Size3
 from ssl3d.seeding import mix
+from ssl3d.tasks.task import Objective
 from ssl3d.train import train
 
 WORK = "work"  # OUT/work/<key>: the run directory of a training under way, removed when it is scored
@@ -44,12 +45,12 @@ class FinetuneOptim:
 
 
 @dataclass(kw_only=True)
-class Finetune(Measure):
-    """Supervised training of the whole network from each arm's weights, through the same loop as pre-training.
+class Training(Measure):
+    """Supervised training from each arm's weights, through the same loop as pre-training; a subclass says of what.
 
     `transfer`: which part of the pre-trained weights is loaded; the rest, and the head, start fresh and equal in every
-    arm. `labelled_share`: share of patches centred on a class. `augment`: as in a recipe's task, or null. `window`:
-    voxels of an inference window (null: patch_size); one that holds a whole small volume saves many overlapping ones.
+    arm. `augment`: as in a recipe's task, or null. `window`: voxels of an inference window (null: patch_size); one that
+    holds a whole small volume saves many overlapping ones.
     """
 
     patch_size: Size3
@@ -58,12 +59,18 @@ class Finetune(Measure):
     optim: FinetuneOptim
     seeds: int | list[int] = 3
     transfer: Transfer = "encoder"
-    labelled_share: float = 0.33
     augment: dict[str, Any] | None = None
     window: Size3 | None = None
 
     TITLE: ClassVar[str] = "Fine-tuning"
-    PICTURES: ClassVar[bool] = True
+
+    def objective(self, context: Context, cell: Cell) -> dict[str, Any]:
+        """The recipe's task: what is trained beside the backbone, and by which loss."""
+        raise NotImplementedError
+
+    def score(self, context: Context, cell: Cell, objective: Objective) -> list[dict[str, Any]]:
+        """Rows (results.CELL_COLUMNS) of the cell's patients from a trained objective, in eval mode on the device."""
+        raise NotImplementedError
 
     def last_step(self) -> int:
         """See Measure.last_step."""
@@ -79,7 +86,6 @@ class Finetune(Measure):
         own = [
             (self.steps > 0, "steps", self.steps, "above 0"),
             (self.batch_size > 0, "batch_size", self.batch_size, "above 0"),
-            (0 <= self.labelled_share <= 1, "labelled_share", self.labelled_share, "between 0 and 1"),
             (bool(lr) and min(lr) > 0, "optim.lr", lr, "a list of rates above 0"),
             (len(set(lr)) == len(lr), "optim.lr", lr, "a list without repeats"),
         ]
@@ -109,7 +115,50 @@ class Finetune(Measure):
             run_finetune(context, self, cell)
 
 
-def recipe(context: Context, measure: Finetune, cell: Cell) -> dict[str, Any]:
+@dataclass(kw_only=True)
+class Finetune(Training):
+    """Segmentation by the whole network. `labelled_share`: share of patches centred on a class."""
+
+    labelled_share: float = 0.33
+
+    PICTURES: ClassVar[bool] = True
+
+    def check(self, key: str) -> list[str]:
+        """See Measure.check."""
+        share = self.labelled_share
+        return [
+            *super().check(key),
+            *faults(key, [(0 <= share <= 1, "labelled_share", share, "between 0 and 1")]),
+        ]
+
+    def objective(self, context: Context, cell: Cell) -> dict[str, Any]:
+        """See Training.objective."""
+        return {
+            "_target_": TARGET,
+            "patch_size": list(self.patch_size),
+            "classes": list(context.classes),
+            "ignore": context.ignore,
+            "labelled_share": self.labelled_share,
+            "augment": self.augment,
+        }
+
+    def score(self, context: Context, cell: Cell, objective: Objective) -> list[dict[str, Any]]:
+        """See Training.score."""
+        assert isinstance(objective, Segmentation)
+        network = in_precision(context, objective.logits)
+        rows = []
+        for patient in cell.scored:
+            for row in context.rows[patient]:
+                image = read_image(context.store, row, context.suite.normalise)
+                window = self.window or self.patch_size
+                logits = predict(network, image, window, context.suite.overlap, context.device)
+                probabilities = torch.softmax(logits, dim=0).numpy()
+                keep_picture(context, cell, row, probabilities)
+                rows += score_case(context, patient, row, probabilities)
+        return rows
+
+
+def recipe(context: Context, measure: Training, cell: Cell) -> dict[str, Any]:
     """The recipe of a cell. Only model.init, and what was tuned, differ between arms."""
     suite, arm = context.suite, cell.arm
     optim = {k: getattr(measure.optim, k) for k in measure.optim.__dataclass_fields__} | dict(cell.choice)
@@ -141,41 +190,29 @@ def recipe(context: Context, measure: Finetune, cell: Cell) -> dict[str, Any]:
             "init": arm.run or None,
             "init_part": "encoder" if measure.transfer == "encoder" else "all",
         },
-        "task": {
-            "_target_": TARGET,
-            "patch_size": list(measure.patch_size),
-            "classes": list(context.classes),
-            "ignore": context.ignore,
-            "labelled_share": measure.labelled_share,
-            "augment": measure.augment,
-        },
+        "task": measure.objective(context, cell),
         "optim": optim,
         "wandb": {"mode": "disabled"},
     }
 
 
-def run_finetune(context: Context, measure: Finetune, cell: Cell) -> None:
+def run_finetune(context: Context, measure: Training, cell: Cell) -> None:
     """Train, predict the cell's patients, score them and store the cell. Raises what training raises."""
     settings = config.load(recipe(context, measure, cell))
     shutil.rmtree(settings.run.dir, ignore_errors=True)  # left by a kill; a cell is short, and begins anew
     with contextlib.redirect_stdout(io.StringIO()):  # the evaluation shows its own progress, a cell at a time
         run = train(settings)
     objective = load_objective(run).to(context.device)
-    assert isinstance(objective, Segmentation)
+    finish(context, cell, measure.score(context, cell, objective))
+    shutil.rmtree(run)
+
+
+def in_precision(context: Context, network: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The network under the suite's mixed precision, as it was trained."""
     half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(context.suite.precision)
 
-    def network(x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, dtype=half, enabled=half is not None):  # as it was trained
-            return objective.logits(x)
+    def run(x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, dtype=half, enabled=half is not None):
+            return network(x)
 
-    rows = []
-    for patient in cell.scored:
-        for row in context.rows[patient]:
-            image = read_image(context.store, row, context.suite.normalise)
-            window = measure.window or measure.patch_size
-            logits = predict(network, image, window, context.suite.overlap, context.device)
-            probabilities = torch.softmax(logits, dim=0).numpy()
-            keep_picture(context, cell, row, probabilities)
-            rows += score_case(context, patient, row, probabilities)
-    finish(context, cell, rows)
-    shutil.rmtree(run)
+    return run
