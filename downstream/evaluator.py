@@ -19,6 +19,7 @@ from downstream.context import TEST, Cell, Context, describe
 from downstream.finetune import WORK
 from downstream.jobs import Pool, count_workers
 from downstream.measure import Choice, choice_words, describe_measure
+from downstream.methods import method_of
 from downstream.plan import best_choices, final_cells, search_cells
 from downstream.report import write_report
 from downstream.results import read_cell, write_atomic, write_results
@@ -155,6 +156,7 @@ def _results(context: Context, cells: Sequence[Cell]) -> pd.DataFrame:
             "arm": arm.name,
             "run": arm.run,
             "pretrain_seed": arm.pretrain_seed,
+            "method": "" if arm.is_scratch else method_of(arm.provenance, arm.digest),
             "init": measure.init(arm),
             "schedule": cell.measure if cell.split == TEST else f"{cell.measure} {choice_words(cell.choice)}",
             "n_labelled": cell.n_labelled,
