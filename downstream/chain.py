@@ -84,7 +84,7 @@ def quickstart(out: Path | str, data: Path | str | None = None) -> Path:
     report = evaluate([run], variant.suite, out / "evaluate", _suite_settings(out, raw, variant, split))
 
     say("6 of 6: what was found")
-    for sentence in json.loads((report.parent / "summary.json").read_text())["conclusions"]:
+    for sentence in json.loads((report.parent / "report.json").read_text())["conclusions"]:
         say(f"  {sentence}")
     say(f"report: {report}")
     return report

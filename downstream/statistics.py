@@ -80,7 +80,7 @@ class Estimate:
         return 1 if self.low > 0 else -1 if self.high < 0 else 0
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain types for summary.json."""
+        """Plain types for report.json."""
         return asdict(self)
 
 
@@ -133,7 +133,7 @@ def crossed_interval(table: ArrayLike, level: float = LEVEL) -> Estimate:
         raise ValueError("a score table has missing or infinite cells: reduce it with complete_block first")
     s, p = values.shape[-2:]
     runs = values.shape[0] if values.ndim == 3 else None
-    reason = _too_few(runs, s, p)
+    reason = too_few(runs, s, p)
     if reason:
         return Estimate(float(values.mean()), None, None, level, s, p, reason=reason, runs=runs)
     mean, half = (float(number) for number in half_widths_of_any(values, level))
@@ -175,7 +175,7 @@ def p_value(table: ArrayLike) -> float | None:
     """
     values = np.asarray(table, dtype=np.float64)
     s, p = values.shape[-2:]
-    if _too_few(values.shape[0] if values.ndim == 3 else None, s, p):
+    if too_few(values.shape[0] if values.ndim == 3 else None, s, p):
         return None
     return _p_from(lambda level: float(half_widths_of_any(values, level)[1]), abs(float(values.mean())))
 
@@ -271,7 +271,7 @@ def cut(found: Estimate, limits: tuple[float, float]) -> Estimate:
     )
 
 
-def _too_few(runs: int | None, replicates: int, patients: int) -> str | None:
+def too_few(runs: int | None, replicates: int, patients: int) -> str | None:
     """Why there is no interval, in words, or None."""
     if runs is not None and runs < FEWEST_RUNS:
         return _only(runs, "pre-training run")
