@@ -14,6 +14,7 @@ import torch
 from downstream.arms import Arm
 from downstream.measure import Choice, Measure, choice_words
 from downstream.suite import Suite, target_of
+from downstream.volume import VolumeTarget
 from ssl3d.data.store import Store, open_store
 
 CELL_VERSION = 2  # raised when a cell's values change for equal settings, so that old cells are not taken for new ones
@@ -48,6 +49,18 @@ class Context:
     classes: dict[int, str]
     ignore: int | None
     store_digest: str
+    target: VolumeTarget | None = None  # of a suite that judges whole volumes; it has no `classes`
+
+    @property
+    def volume_target(self) -> VolumeTarget:
+        """The target of a suite that has one."""
+        assert self.target is not None, "measures of volumes are refused without a target (downstream.suite)"
+        return self.target
+
+    @property
+    def strata(self) -> dict[str, int] | None:
+        """{patient: class} by which labelled subsets are drawn; None where there are no classes of volumes."""
+        return None if self.target is None else self.target.strata()
 
     @property
     def store(self) -> Store:
@@ -73,7 +86,8 @@ class Context:
         """
         suite = self.suite
         measure = self.measure(cell)
-        shared = ("metrics", "seed", "normalise", "precision", "overlap", "threads")
+        shared = ["metrics", "seed", "normalise", "precision", "overlap", "threads"]
+        shared += ["nsd_mm"] if "nsd" in suite.metrics else []
         content: dict[str, Any] = {
             "version": CELL_VERSION,
             "suite": {name: getattr(suite, name) for name in shared},
@@ -83,6 +97,8 @@ class Context:
             "arm": cell.arm.digest,
             "cell": [cell.seed, cell.labelled, cell.scored, cell.split, cell.choice],
         }
+        if self.target is not None:
+            content["target"] = self.target.describe()
         text = json.dumps(content, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 

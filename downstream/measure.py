@@ -45,6 +45,7 @@ class Measure:
     TITLE: ClassVar[str]  # in figures: "Fine-tuning"
     BASELINE: ClassVar[str] = "scratch"  # the arm without pre-training, in words
     TRAINS: ClassVar[bool] = True  # the network itself; False: it stays frozen
+    VOLUMES: ClassVar[bool] = False  # it predicts a target of whole volumes; False: the label of every voxel
     PICTURES: ClassVar[bool] = False  # whether cells with `pictures` keep predictions on the stored grid
 
     def last_step(self) -> int:

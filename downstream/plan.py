@@ -21,7 +21,9 @@ def search_cells(context: Context, split: Split, arms: Sequence[Arm]) -> list[Ce
     cells = []
     for name, measure in context.suite.measures.items():
         for seed in range(measure.tune.seeds if measure.searches() else 0):
-            labelled = labelled_subset(split.pool, measure.tuned_at(), context.suite.seed, f"search {seed}")
+            labelled = labelled_subset(
+                split.pool, measure.tuned_at(), context.suite.seed, f"search {seed}", context.strata
+            )
             cells += [
                 Cell(name, arm, measure.tuned_at(), seed, labelled, split.validation, VALIDATION, choice)
                 for arm in arms
@@ -87,7 +89,6 @@ def picture_rows(context: Context, split: Split) -> tuple[int, ...]:
 
 
 def _cell(context: Context, split: Split, measure: str, arm: Arm, n: int, seed: int, choice: Choice) -> Cell:
-    labelled = labelled_subset(split.pool, n, context.suite.seed, seed)
+    labelled = labelled_subset(split.pool, n, context.suite.seed, seed, context.strata)
     pictures = picture_rows(context, split) if (measure, n, seed) == shown(context) else ()
     return Cell(measure, arm, n, seed, labelled, split.test, TEST, choice, pictures)
-

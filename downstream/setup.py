@@ -14,6 +14,7 @@ from downstream.measure import choice_words
 from downstream.scoring import grid_warning
 from downstream.splits import Split, load_split, resolve
 from downstream.suite import Precision, Suite, largest_n
+from downstream.volume import check_classes, volume_target
 from ssl3d.data.near import volume_table
 from ssl3d.data.store import Store, open_store
 from ssl3d.precision import choose_precision
@@ -29,18 +30,24 @@ def prepare(runs: Sequence[str | Path], suite: Suite, out: Path) -> tuple[Contex
         if not Path(run).exists():
             raise FileNotFoundError(f"there is no run or weights file '{run}'")
     store = open_store(suite.store)
-    rows = labelled_rows(store)
-    classes, ignore = label_classes(store, [row for own in rows.values() for row in own], suite.classes)
+    target = None if suite.target is None else volume_target(store, suite.target, suite.target_kind)
+    rows = labelled_rows(store) if target is None else target.patients
+    classes: dict[int, str] = {}
+    ignore = None
+    if target is None:
+        classes, ignore = label_classes(store, [row for own in rows.values() for row in own], suite.classes)
     split = resolve(load_split(Path(suite.split)), rows, Path(suite.split), suite.store)
     _check_amounts(suite, split)
     # "auto" is settled here: what was used is recorded, and names the cells
     suite = replace(suite, precision=cast(Precision, choose_precision(suite.precision)))
-    context = Context(suite, out, rows, classes, ignore, store_digest(store))
+    suite = suite if target is None else replace(suite, target_kind=target.kind)
+    context = Context(suite, out, rows, classes, ignore, store_digest(store), target)
+    about = grid_warning(context, split.test) if target is None else check_classes(target, split)
     test = volume_table(store, context.rows_of(split.test))
     warnings = [w for run in sorted(map(str, runs)) for w in check_leak(Path(run), test, suite.allow_leak)]
     arms = make_arms(runs)
     _check_arms(suite, store, context, arms)
-    return context, split, arms, warnings + grid_warning(context, split.test)
+    return context, split, arms, warnings + about
 
 
 def labelled_rows(store: Store) -> dict[str, tuple[int, ...]]:

@@ -8,7 +8,7 @@ choose learning rates; test patients are read once, at the end of each cell.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,14 +96,34 @@ def draw_split(patients: Collection[str], validation: int, test: int, seed: int)
     return Split(*(tuple(sorted(part)) for part in parts))
 
 
-def labelled_subset(pool: Sequence[str], n: int, seed: int, subset: int | str) -> tuple[str, ...]:
+def labelled_subset(
+    pool: Sequence[str], n: int, seed: int, subset: int | str, strata: Mapping[str, int] | None = None
+) -> tuple[str, ...]:
     """The n labelled patients of subset number `subset`: a pure function of (pool, seed, subset), nested in n.
 
     The subset of 2 patients lies inside the subset of 4 with the same number, so that a curve compares amounts of
-    labels and not luck of the draw. Raises ValueError when the pool is smaller than n.
+    labels and not luck of the draw. `strata` {patient: class}: one patient of every class comes first, in a drawn
+    order, then each class follows in proportion to the pool, at every n. Raises ValueError when the pool is smaller
+    than n.
     """
     if not 1 <= n <= len(pool):
         raise ValueError(f"n_labelled {n} needs between 1 and {len(pool)} patients: the split's pool has {len(pool)}")
     names = sorted(pool)
-    order = numpy_generator(seed, "subset", subset).permutation(len(names))
-    return tuple(names[i] for i in order[:n])
+    order = [names[i] for i in numpy_generator(seed, "subset", subset).permutation(len(names))]
+    return tuple((order if strata is None else _stratified(order, strata))[:n])
+
+
+def _stratified(order: Sequence[str], strata: Mapping[str, int]) -> list[str]:
+    """The patients in an order that holds every class as early as can be, then each in proportion."""
+    queues: dict[int, list[str]] = {}
+    for patient in order:
+        queues.setdefault(strata[patient], []).append(patient)
+    share = {stratum: len(patients) / len(order) for stratum, patients in queues.items()}
+    found = [patients.pop(0) for patients in queues.values()]
+    taken = dict.fromkeys(queues, 1)
+    while len(found) < len(order):
+        left = [stratum for stratum in queues if queues[stratum]]
+        most = max(left, key=lambda stratum: share[stratum] * (len(found) + 1) - taken[stratum])  # of equals the first
+        found.append(queues[most].pop(0))
+        taken[most] += 1
+    return found

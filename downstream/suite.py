@@ -29,7 +29,9 @@ class Suite:
 
     `store`: labelled store; `split`: JSON file of patients (downstream.splits); `measures`: {name: measure}, in the
     order of the report; `dataset`: its name in the results (null: the store's name); `classes`: names of the classes
-    trained and scored (null: all); `seed`: draws the labelled subsets; `workers`: processes, results do not depend on
+    trained and scored (null: all); `target`: what whole volumes are judged by instead, a column of the store's targets,
+    `target_kind` by its values when null (downstream.volume); `metrics` of segmentations, with `nsd_mm` the tolerance
+    of the surface Dice; `seed`: draws the labelled subsets; `workers`: processes, results do not depend on
     it; `threads`: CPU threads of each; `pictures`: test cases shown in the report; `overlap`: of inference windows;
     `allow_leak`: go on although test patients were seen; `wandb`: as in a recipe, `auto` is disabled; its group is the
     suite and data set unless it is named.
@@ -41,7 +43,10 @@ class Suite:
     measures: dict[str, Measure]
     dataset: str | None = None
     classes: list[str] | None = None
-    metrics: list[Literal["dice", "hd95", "assd"]] = field(default_factory=lambda: ["dice", "hd95", "assd"])
+    target: str | None = None
+    target_kind: Literal["classification", "regression"] | None = None
+    metrics: list[Literal["dice", "nsd", "hd95", "assd"]] = field(default_factory=lambda: ["dice", "hd95", "assd"])
+    nsd_mm: float = 2.0
     seed: int = 0
     normalise: Literal["auto"] | dict[str, Any] = "auto"
     precision: Precision = "auto"
@@ -122,10 +127,23 @@ def _range_faults(suite: Suite) -> list[str]:
         (suite.workers == "auto" or suite.workers > 0, "workers", suite.workers, "auto or above 0"),
         (suite.pictures >= 0, "pictures", suite.pictures, "0 or more"),
         (suite.seed >= 0, "seed", suite.seed, "0 or more"),
+        (suite.nsd_mm > 0, "nsd_mm", suite.nsd_mm, "above 0"),
+        (bool(suite.target) or not suite.target_kind, "target_kind", suite.target_kind, "null where target is"),
         ("dice" in suite.metrics, "metrics", suite.metrics, "a list with dice in it"),
     ]
     found = [f"{name} is {value}; it must be {rule}" for holds, name, value, rule in rules if not holds]
+    found += [_unfit(suite, name) for name, m in suite.measures.items() if m.VOLUMES is (suite.target is None)]
     return found + [fault for name, m in suite.measures.items() for fault in m.check(f"measures.{name}")]
+
+
+def _unfit(suite: Suite, name: str) -> str:
+    """The fault of a measure that predicts other things than the suite asks for."""
+    if suite.target is None:
+        return f"measures.{name} predicts a target of whole volumes, but target is null: name one of the store's"
+    return (
+        f"measures.{name} segments, but the suite has the target '{suite.target}': take a measure of volumes, such as "
+        "downstream.volume_probe.VolumeProbe"
+    )
 
 
 def largest_n(suite: Suite) -> int:

@@ -58,7 +58,7 @@ def units(rows: pd.DataFrame) -> Units:
     truth = rows[rows["metric"] == TRUTH].set_index(["patient", "case"])["value"].rename(TRUTH)
     table = wide.astype(float).join(truth.astype(float), how="outer")
     if table.isna().any(axis=None):
-        patient, case = table.index[table.isna().any(axis=1).argmax()]
+        patient, case = table.index[int(table.isna().any(axis=1).to_numpy().argmax())]
         raise ValueError(f"volume {case} of patient {patient} has not both a prediction and a truth")
     means = table.reset_index().groupby(["patient", TRUTH])[list(labels)].mean().reset_index()
     return Units(
@@ -96,18 +96,23 @@ def brier(truth: Array, prediction: Array) -> float:
     return float(error.mean() / (2 if prediction.shape[1] == 2 else 1))
 
 
-def calibration_error(truth: Array, prediction: Array) -> float:
+def calibration_error(truth: Array, prediction: Array, bins: int | None = None) -> float:
     """Expected calibration error of the likeliest class: mean |accuracy - confidence| over bins, by their volumes.
 
     Adaptive bins (Nixon et al., CVPR workshops 2019): equally many volumes a bin, one bin for every 5 volumes and at
-    most 10; equal confidences lie in one bin. With few volumes it is biased upwards, more so with more bins.
+    most 10 (or `bins`); equal confidences lie in one bin. With few volumes it is biased upwards, more with more bins.
     """
     confidence, right = prediction.max(axis=1), prediction.argmax(axis=1) == truth
-    bins = int(np.clip(len(truth) // VOLUMES_A_BIN, 1, MOST_BINS))
+    bins = bins or bins_for(len(truth))
     edges = np.quantile(confidence, np.arange(1, bins) / bins)
     place = np.searchsorted(edges, confidence, side="right")
     gaps = np.bincount(place, weights=right - confidence, minlength=bins)
     return float(np.abs(gaps).sum() / len(truth))
+
+
+def bins_for(volumes: int) -> int:
+    """How many bins the calibration error has for so many volumes."""
+    return int(np.clip(volumes // VOLUMES_A_BIN, 1, MOST_BINS))
 
 
 def log_loss(truth: Array, prediction: Array) -> float:
