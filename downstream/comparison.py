@@ -8,13 +8,13 @@ replicate by replicate before anything is averaged.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from downstream.jackknife import PREDICTION, TRUTH, SetMetric, pseudo_rows
+from downstream.jackknife import pseudo_rows
 from downstream.permutation import Permutation, holm, permutation_test
 from downstream.statistics import (
     FEWEST_RUNS,
@@ -42,6 +42,7 @@ from downstream.tables import (
     split_runs,
     table_of,
 )
+from downstream.volume_metrics import PREDICTION, TRUTH
 
 MEASURES = {"finetune": "Fine-tuning", "probe": "Linear probe"}
 BASELINES = {"finetune": "scratch", "probe": "a random encoder"}  # the arm without pre-training, in words
@@ -81,7 +82,9 @@ METRICS = {
     "brier": Metric("Brier score", "Brier score", False, 2, 2.0),
     "ece": Metric("calibration error", "calibration error", False, 2, 1.0),
     "mae": Metric("mean absolute error", "mean absolute error", False, 2, math.inf),
-    "correlation": Metric("correlation", "correlation", True, 2, 1.0, -1.0),
+    "rmse": Metric("root mean squared error", "root mean squared error", False, 2, math.inf),
+    "pearson": Metric("linear correlation", "linear correlation", True, 2, 1.0, -1.0),
+    "spearman": Metric("rank correlation", "rank correlation", True, 2, 1.0, -1.0),
 }
 
 
@@ -145,15 +148,14 @@ def compare(
     baselines: Mapping[str, str] | None = None,
     level: float = LEVEL,
     pool: bool = True,
-    functions: Mapping[str, SetMetric] | None = None,
 ) -> list[Point]:
     """All points of the test patients, ordered by measure, metric, n_labelled, baseline first, then arms by name.
 
     `baselines` {arm: its scratch arm}; by default `scratch`. At least three pre-training runs of a method are one arm
-    of its name (`pool` False: never); fewer are kept apart, an arm a run. `functions`: metrics of a whole set of
-    volumes, computed from predictions. Raises ValueError when there is no row of the test patients.
+    of its name (`pool` False: never); fewer are kept apart, an arm a run. Metrics of a whole set of volumes (AUROC, ...)
+    are computed from their predictions. Raises ValueError when there is no row of the test patients.
     """
-    rows = prepare(results, baselines or {}, pool, functions or {})
+    rows = prepare(results, baselines or {}, pool=pool)
     baselines = pooled_baselines(rows, baselines or {})
     points: list[Point] = []
     for (measure, metric), group in groups(last_step(rows), ["schedule", "metric"]):
@@ -170,21 +172,19 @@ def compare(
 
 
 def prepare(
-    results: pd.DataFrame,
-    baselines: Mapping[str, str],
-    pool: bool = True,
-    functions: Mapping[str, SetMetric] | None = None,
+    results: pd.DataFrame, baselines: Mapping[str, str], metrics: Collection[str] = tuple(METRICS), pool: bool = True
 ) -> pd.DataFrame:
-    """The rows that are compared, all steps: of the test patients, metrics of a whole set as pseudo-values, arms named.
+    """The rows of `metrics` that are compared, all steps: of the test patients, a set's metrics as pseudo-values, arms
+    named by pool_runs.
 
-    Raises ValueError when there is none.
+    Raises ValueError when the test patients have no row at all.
     """
     rows = rows_of_test(results, [*METRICS, PREDICTION, TRUTH])
     if rows.empty:
         raise ValueError("results.csv holds no row with split=test: the evaluation has not finished one cell")
-    if functions and (rows["metric"] == PREDICTION).any():
-        rows = pd.concat([rows, pseudo_rows(rows, functions)], ignore_index=True)
-    rows = rows[rows["metric"].isin(list(METRICS))]
+    if (rows["metric"] == PREDICTION).any():
+        rows = pd.concat([rows, pseudo_rows(rows, metrics)], ignore_index=True)
+    rows = rows[rows["metric"].isin(list(metrics))]
     return pool_runs(rows, baselines, FEWEST_RUNS if pool else None)
 
 

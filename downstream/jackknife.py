@@ -9,18 +9,26 @@ order 1/P.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from downstream.results import COLUMNS
+from downstream.results import CELL_COLUMNS, COLUMNS
+from downstream.volume_metrics import (
+    CLASSIFICATION,
+    PREDICTION,
+    REGRESSION,
+    TRUTH,
+    Units,
+    bins_for,
+    calibration_error,
+    units,
+)
 
-PREDICTION, TRUTH = "prediction", "truth"  # metrics of results.csv that hold what a volume was given, and what it is
 SetMetric = Callable[[NDArray[np.float64], NDArray[np.float64]], float]
-_MEASURED = ("patient", "case", "label", "metric", "value")
 
 
 def pseudo_values(truth: ArrayLike, prediction: ArrayLike, patients: ArrayLike, metric: SetMetric) -> dict[str, float]:
@@ -40,38 +48,31 @@ def pseudo_values(truth: ArrayLike, prediction: ArrayLike, patients: ArrayLike, 
     return {str(name): float(value) for name, value in zip(names, values)}
 
 
-def pseudo_rows(results: pd.DataFrame, metrics: Mapping[str, SetMetric]) -> pd.DataFrame:
-    """Rows (COLUMNS) of each metric in `metrics`, one a patient, from the prediction and truth rows of each training.
+def pseudo_rows(results: pd.DataFrame, metrics: Collection[str] | None = None) -> pd.DataFrame:
+    """Rows (COLUMNS) of each set-level metric, one a patient, from the prediction and truth rows of each training.
 
-    Predictions of a case are ordered as their labels first appear in `results`: the order of the classes. Raises
-    ValueError when a case has a prediction and no truth, or not all labels.
+    Classification or regression metrics (volume_metrics.CLASSIFICATION, REGRESSION), whichever the predictions are of;
+    `metrics`: of these alone. Raises ValueError when a volume has not both (volume_metrics.units).
     """
     rows = results[results["metric"].isin([PREDICTION, TRUTH])]
-    labels = list(dict.fromkeys(rows.loc[rows["metric"] == PREDICTION, "label"]))
-    keys = [name for name in COLUMNS if name not in _MEASURED]
+    keys = [name for name in COLUMNS if name not in CELL_COLUMNS or name == "step"]
     tables = []
     for values, cell in rows.groupby(keys, sort=False, dropna=False):
-        truth, prediction, patients = _volumes(cell, labels)
-        for name, metric in metrics.items():
-            found = pseudo_values(truth, prediction, patients, metric)
-            own = pd.DataFrame({"patient": list(found), "value": list(found.values())})
-            about: dict[str, Any] = dict(zip(keys, values))
+        about: dict[str, Any] = dict(zip(keys, values))
+        found = units(cell)
+        functions = functions_of(found)
+        for name in functions if metrics is None else [name for name in functions if name in metrics]:
+            pseudo = pseudo_values(found.truth, found.prediction, found.patients, functions[name])
+            own = pd.DataFrame({"patient": list(pseudo), "value": list(pseudo.values())})
             tables.append(own.assign(**about, case=own["patient"], label="", metric=name))
     if not tables:
         return pd.DataFrame(columns=list(COLUMNS))
     return pd.concat(tables, ignore_index=True)[list(COLUMNS)]
 
 
-def _volumes(
-    cell: pd.DataFrame, labels: list[str]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.str_]]:
-    """Truth (N,), predictions (N, K) and patients (N,) of one training's volumes."""
-    predictions = cell[cell["metric"] == PREDICTION]
-    wide = predictions.pivot(index=["patient", "case"], columns="label", values="value").reindex(columns=labels)
-    known = cell[cell["metric"] == TRUTH].set_index(["patient", "case"])["value"].reindex(wide.index)
-    missing = wide.isna().any(axis=1) | known.isna()
-    if missing.any():
-        case = wide.index[int(np.argmax(missing.to_numpy()))][1]
-        raise ValueError(f"results.csv holds no truth, or not every prediction, of the case '{case}': evaluate again")
-    patients = wide.index.get_level_values("patient").to_numpy().astype(str)
-    return known.to_numpy(dtype=np.float64), wide.to_numpy(dtype=np.float64), patients
+def functions_of(found: Units) -> Mapping[str, SetMetric]:
+    """The metrics of a set of volumes; the bins of the calibration error are those of the whole set throughout."""
+    if found.is_regression:
+        return REGRESSION
+    bins = bins_for(len(found.truth))
+    return CLASSIFICATION | {"ece": lambda truth, prediction: calibration_error(truth, prediction, bins)}

@@ -7,6 +7,7 @@ from scipy import stats
 
 from downstream.jackknife import pseudo_rows, pseudo_values
 from downstream.results import COLUMNS
+from downstream.volume_metrics import CLASSIFICATION
 from ssl3d.seeding import numpy_generator
 
 
@@ -71,20 +72,29 @@ def _rows(seeds=(0, 1), count=12):
 
 
 def test_rows_of_results():
-    table = _rows()
-    found = pseudo_rows(table, {"auroc": auroc, "best": lambda t, p: float(p.max())})
+    found = pseudo_rows(_rows())
     assert list(found.columns) == list(COLUMNS)
-    assert len(found) == 2 * 2 * 12
+    assert set(found["metric"]) == set(CLASSIFICATION) and len(found) == 2 * len(CLASSIFICATION) * 12
     own = found[(found["seed"] == 1) & (found["metric"] == "auroc")]
     truth, prediction, _ = _set(12, 1)
     assert own["value"].mean() == pytest.approx(auroc(truth, prediction))
+    assert set(pseudo_rows(_rows(), ["f1"])["metric"]) == {"f1"}
+    assert pseudo_rows(_rows()[:0]).empty
+
+
+def test_regression_has_metrics_of_its_own():
+    table = _rows()
+    table = table[table["label"] == "ill"].assign(label="value")
+    found = pseudo_rows(table, ["mae", "auroc"])
+    truth, prediction, _ = _set(12, 0)
+    assert set(found["metric"]) == {"mae"}
+    assert found.loc[found["seed"] == 0, "value"].to_numpy() == pytest.approx(np.abs(prediction[:, 1] - truth))
 
 
 def test_rows_without_truth_are_refused():
     table = _rows()
-    with pytest.raises(ValueError, match="no truth"):
-        pseudo_rows(table[table["metric"] == "prediction"], {"auroc": auroc})
-    assert pseudo_rows(table[:0], {"auroc": auroc}).empty
+    with pytest.raises(ValueError, match="truth"):
+        pseudo_rows(table[table["metric"] == "prediction"])
 
 
 def test_pearson_is_less_biased_than_the_plain_one():

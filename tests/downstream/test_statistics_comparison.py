@@ -8,6 +8,7 @@ from test_jackknife import auroc
 
 from downstream.comparison import compare, patient_scores, search
 from downstream.results import COLUMNS, MEAN_FOREGROUND, read_results
+from downstream.volume_metrics import CLASSIFICATION
 from ssl3d.seeding import numpy_generator
 
 
@@ -200,13 +201,15 @@ def test_metrics_of_a_whole_set_enter_as_pseudo_values():
     table = table[(table["metric"] == "dice") & (table["label"] == "head") & (table["case"].str.endswith("_0"))]
     truth = table.assign(metric="truth", value=(table["patient"] > "p05").astype(float))
     better = truth["value"].to_numpy() * (table["arm"] == "ill").to_numpy()
-    prediction = table.assign(metric="prediction", value=table["value"] + 0.05 * better)
-    points = compare(pd.concat([prediction, truth]), functions={"auroc": auroc})
+    score = table.assign(metric="prediction", value=table["value"] + 0.05 * better)
+    other = score.assign(label="body", value=1 - score["value"])
+    points = compare(pd.concat([other, score, truth]))
     found = _point(points, "ill", 2, "auroc")
-    own = prediction["arm"] == "ill"
+    own = score["arm"] == "ill"
     values = [auroc(t["value"].to_numpy(), p[["value"]].to_numpy()) for (_, p), (_, t) in zip(
-        prediction[own].groupby("seed"), truth[own].groupby("seed"))]  # fmt: skip
+        score[own].groupby("seed"), truth[own].groupby("seed"))]  # fmt: skip
     assert found.score.mean == pytest.approx(np.mean(values)) and found.verdict() == "better"
+    assert {p.metric for p in points} == set(CLASSIFICATION)
 
 
 def test_only_the_last_step_counts():
