@@ -18,7 +18,7 @@ from downstream.cases import write_cases
 from downstream.context import TEST, Cell, Context, describe
 from downstream.finetune import WORK
 from downstream.jobs import Pool, count_workers
-from downstream.measure import Choice, choice_words, describe_measure
+from downstream.measure import Choice, choice_words
 from downstream.methods import method_of
 from downstream.plan import best_choices, final_cells, search_cells
 from downstream.report import write_report
@@ -79,7 +79,7 @@ def _evaluate(context: Context, split: Split, arms: list[Arm], warnings: list[st
     shutil.rmtree(out / WORK, ignore_errors=True)
     write_results(_results(context, [*search, *tests]), out)
     _write_json(out / "arms.json", {arm.name: arm.to_json() | _chosen(arm, choices) for arm in arms})
-    _write_json(out / "measures.json", {name: describe_measure(m) for name, m in suite.measures.items()})
+    _write_json(out / "measures.json", {name: m.describe(context, arms) for name, m in suite.measures.items()})
     _write_json(out / "environment.json", environment() | {"workers": workers, "threads": suite.threads})
     _write_json(out / "warnings.json", warnings)
     write_atomic(out / "suite.yaml", OmegaConf.to_yaml(OmegaConf.create(suite.to_dict())).encode())

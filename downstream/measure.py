@@ -106,6 +106,17 @@ class Measure:
         """What was loaded, as results.csv says it."""
         return "random" if arm.is_scratch else "encoder"
 
+    def refuse(self, arm: Arm, key: str) -> None:
+        """Raise ValueError, a sentence that begins with `key`, when the arm's network cannot be measured so."""
+
+    def baseline(self) -> str:
+        """The arm without pre-training, in words."""
+        return self.BASELINE
+
+    def describe(self, context: Context, arms: Sequence[Arm]) -> dict[str, Any]:
+        """What a report says of it: measures.json."""
+        return {"title": self.TITLE, "baseline": self.baseline(), "trains": self.TRAINS}
+
     def group(self, context: Context, cell: Cell) -> tuple[Any, ...]:
         """Cells of equal groups are computed together, by one call of `run`; by default each by itself."""
         return (context.key(cell),)
@@ -123,11 +134,6 @@ def faults(key: str, rules: Sequence[tuple[bool, str, Any, str]]) -> list[str]:
 def positive(key: str, name: str, size: Size3 | None) -> list[str]:
     """The fault of a size that is not above 0 on every axis."""
     return faults(key, [(size is None or min(size) > 0, name, size, "above 0 on every axis")])
-
-
-def describe_measure(measure: Measure) -> dict[str, Any]:
-    """What a report says of a measure: measures.json."""
-    return {"title": measure.TITLE, "baseline": measure.BASELINE, "trains": measure.TRAINS}
 
 
 def choice_words(choice: Choice) -> str:

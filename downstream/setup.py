@@ -130,3 +130,5 @@ def _check_arms(suite: Suite, store: Store, context: Context, arms: Sequence[Arm
                 backbone.check_size(size)
             except ValueError as error:
                 raise ValueError(f"{key}: {error}") from None
+        for name, measure in suite.measures.items():
+            measure.refuse(arm, f"measures.{name}")

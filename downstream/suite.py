@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from downstream.measure import Measure
+from downstream.schedule import AXES
 from ssl3d import config, schema
 from ssl3d.augment import Compose
 from ssl3d.recipe import WandbConfig
@@ -109,7 +110,7 @@ def _measures(given: Any) -> dict[str, Any]:
         nodes[name] = {TARGET: USUAL.get(name), **node}
         optim = node.get("optim")
         if isinstance(optim, Mapping):  # a lone value is a list of one: `optim.lr=0.01` is no search
-            lone = {k: [v] for k, v in optim.items() if k == "lr" and isinstance(v, int | float | str)}
+            lone = {k: [v] for k, v in optim.items() if k in AXES and not isinstance(v, list)}
             nodes[name]["optim"] = {**optim, **lone}
     return nodes
 

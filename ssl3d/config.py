@@ -48,6 +48,7 @@ _NOT_NEGATIVE = (
     "run.seed", "run.log_every", "run.checkpoint_every", "run.preview_every", "run.holdout_every", "run.collapse_every",
     "optim.weight_decay", "probe.every",
     "optim.warmup_steps", "optim.lr_end", "data.workers", "data.cache_gb", "optim.weight_decay_end",
+    "optim.encoder_freeze_until", "optim.rest_freeze_until",
 )  # fmt: skip
 
 
