@@ -12,7 +12,9 @@ from downstream.context import Context, store_digest
 from downstream.guard import check_leak
 from downstream.measure import choice_words
 from downstream.scoring import grid_warning
-from downstream.splits import Split, load_split, resolve
+from downstream.split_rules import find_patients
+from downstream.split_rules import words as split_words
+from downstream.splits import Split
 from downstream.suite import Precision, Suite, largest_n
 from downstream.volume import check_classes, volume_target
 from ssl3d.data.near import volume_table
@@ -36,7 +38,7 @@ def prepare(runs: Sequence[str | Path], suite: Suite, out: Path) -> tuple[Contex
     ignore = None
     if target is None:
         classes, ignore = label_classes(store, [row for own in rows.values() for row in own], suite.classes)
-    split = resolve(load_split(Path(suite.split)), rows, Path(suite.split), suite.store)
+    split, notes = find_patients(suite.split, rows, suite.store)
     _check_amounts(suite, split)
     # "auto" is settled here: what was used is recorded, and names the cells
     suite = replace(suite, precision=cast(Precision, choose_precision(suite.precision)))
@@ -47,7 +49,7 @@ def prepare(runs: Sequence[str | Path], suite: Suite, out: Path) -> tuple[Contex
     warnings = [w for run in sorted(map(str, runs)) for w in check_leak(Path(run), test, suite.allow_leak)]
     arms = make_arms(runs)
     _check_arms(suite, store, context, arms)
-    return context, split, arms, warnings + about
+    return context, split, arms, notes + warnings + about
 
 
 def labelled_rows(store: Store) -> dict[str, tuple[int, ...]]:
@@ -99,17 +101,17 @@ def _check_amounts(suite: Suite, split: Split) -> None:
     most = largest_n(suite)
     if most > len(split.pool):
         raise ValueError(
-            f"n_labelled asks for {most} labelled patients, but the pool of {suite.split} has {len(split.pool)}: "
-            "lower n_labelled or enlarge the pool"
+            f"n_labelled asks for {most} labelled patients, but the pool of the split {split_words(suite.split)} has "
+            f"{len(split.pool)}: lower n_labelled or enlarge the pool"
         )
     if not split.test:
-        raise ValueError(f"the split file {suite.split} names no test patient")
+        raise ValueError(f"the split {split_words(suite.split)} names no test patient")
     for name, measure in suite.measures.items():
         if measure.searches() and not split.validation:
             words = [choice_words(choice) for choice in measure.grid()]
             raise ValueError(
-                f"measures.{name} has settings to choose from ({', '.join(words)}), but {suite.split} names no "
-                "validation patient: give one value of each, or validation patients"
+                f"measures.{name} has settings to choose from ({', '.join(words)}), but the split "
+                f"{split_words(suite.split)} names no validation patient: give one value of each, or such patients"
             )
 
 

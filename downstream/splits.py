@@ -59,27 +59,27 @@ def load_split(path: Path) -> Split:
     return split
 
 
-def resolve(split: Split, subjects: Collection[str], path: Path, store: str | Path) -> Split:
+def resolve(split: Split, subjects: Collection[str], name: str | Path, store: str | Path) -> Split:
     """The split in the subjects of a store, whichever of the two is hashed.
 
-    `subjects`: those of the store that have labels. Raises ValueError naming the split file `path` and the first
+    `subjects`: those of the store that have labels. Raises ValueError with the `name` of the split and the first
     patient without a labelled volume, or the first two that are the same subject.
     """
     found: dict[str, str] = {}
-    for name in FIELDS:
-        patients = getattr(split, name)
+    for part in FIELDS:
+        patients = getattr(split, part)
         own = {p: p if p in subjects else next(iter(matching(subjects, [p])), None) for p in patients}
         absent = [p for p in patients if own[p] is None]
         if absent:
             raise ValueError(
-                f"the split file {path} names {len(absent)} patient(s) in '{name}' without a labelled volume in "
+                f"the split {name} names {len(absent)} patient(s) in '{part}' without a labelled volume in "
                 f"{store}, first '{absent[0]}': correct the split or the store"
             )
         found |= {p: subject for p, subject in own.items() if subject is not None}
     if len(set(found.values())) < len(found):
         subject = next(s for s in found.values() if list(found.values()).count(s) > 1)
         twins = [p for p, s in found.items() if s == subject]
-        raise ValueError(f"the split file {path} names one subject twice, as '{twins[0]}' and '{twins[1]}'")
+        raise ValueError(f"the split {name} names one subject twice, as '{twins[0]}' and '{twins[1]}'")
     return Split(*(tuple(sorted(found[p] for p in getattr(split, name))) for name in FIELDS))
 
 

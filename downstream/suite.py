@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from downstream import split_rules
 from downstream.measure import Measure
 from downstream.schedule import AXES
 from ssl3d import config, schema
@@ -28,19 +29,19 @@ USUAL = {"probe": "downstream.probe.Probe", "finetune": "downstream.finetune.Fin
 class Suite:
     """A checked, completed suite.
 
-    `store`: labelled store; `split`: JSON file of patients (downstream.splits); `measures`: {name: measure}, in the
-    order of the report; `dataset`: its name in the results (null: the store's name); `classes`: names of the classes
-    trained and scored (null: all); `target`: what whole volumes are judged by instead, a column of the store's targets,
-    `target_kind` by its values when null (downstream.volume); `metrics` of segmentations, with `nsd_mm` the tolerance
-    of the surface Dice; `seed`: draws the labelled subsets; `workers`: processes, results do not depend on
-    it; `threads`: CPU threads of each; `pictures`: test cases shown in the report; `overlap`: of inference windows;
-    `allow_leak`: go on although test patients were seen; `wandb`: as in a recipe, `auto` is disabled; its group is the
-    suite and data set unless it is named.
+    `store`: labelled store; `split`: JSON file of patients, name of a shipped one or rule (downstream.split_rules);
+    `measures`: {name: measure}, in the order of the report; `dataset`: its name in the results (null: the store's
+    name); `classes`: names of the classes trained and scored (null: all); `target`: what whole volumes are judged by
+    instead, a column of the store's targets, `target_kind` by its values when null (downstream.volume); `metrics` of
+    segmentations, with `nsd_mm` the tolerance of the surface Dice; `seed`: draws the labelled subsets; `workers`:
+    processes, results do not depend on it; `threads`: CPU threads of each; `pictures`: test cases shown in the report;
+    `overlap`: of inference windows; `allow_leak`: go on although test patients were seen; `wandb`: as in a recipe,
+    `auto` is disabled; its group is the suite and data set unless it is named.
     """
 
     name: str
     store: str
-    split: str
+    split: str | dict[str, Any]
     measures: dict[str, Measure]
     dataset: str | None = None
     classes: list[str] | None = None
@@ -74,6 +75,8 @@ def load_suite(source: str | Path | Mapping[str, Any], overrides: Sequence[str] 
     values = config.override(values, overrides)
     values["measures"] = _measures(values.get("measures"))
     completed, faults = schema.check_fields(values, schema.parameters(Suite), "")
+    if isinstance(values.get("split"), Mapping):
+        faults += split_rules.faults(values["split"])
     augments = {}
     if not faults:
         for name, node in completed["measures"].items():

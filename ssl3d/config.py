@@ -25,6 +25,7 @@ from ssl3d.recipe import (
 from ssl3d.schema import MISSING, ConfigError, did_you_mean, join
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"  # beside the package, installed or in the checkout
+SPLITS = RECIPES / "downstream" / "splits"  # published splits that ship: JSON files
 
 # The base type of what a slot's `_target_` may name; import paths, so that reading a recipe needs no torch.
 SLOTS = {"model": "ssl3d.models.backbone.Backbone", "task": "ssl3d.tasks.task.Objective"}
@@ -104,6 +105,13 @@ def names(folder: Path = RECIPES) -> list[str]:
     """Names of the YAML files below `folder`, without .yaml; of the recipes, those that `ssl3d train` takes."""
     found = (p.relative_to(folder).with_suffix("").as_posix() for p in sorted(folder.rglob("*.yaml")))
     return [n for n in found if n.split("/")[0] not in ("downstream", "sweeps")]
+
+
+def find_split(name: str) -> Path:
+    """The split file called `name`: a path, or one that ships, with or without .json; a path where there is neither."""
+    path = Path(name)
+    inside = SPLITS / f"{path.name.removesuffix('.json')}.json"
+    return inside if not path.exists() and path.parent == Path() and inside.is_file() else path
 
 
 def read(source: str | Path | Mapping[str, Any], folder: Path = RECIPES) -> dict[str, Any]:
@@ -255,7 +263,8 @@ def read_json(path: str, key: str) -> Any:
 
 
 def subjects(value: str | list[str] | None, key: str) -> set[str] | None:
-    """The subjects of data.include or data.exclude: a list, or a JSON file (a list, or a split by role).
+    """The subjects of data.include or data.exclude: a list, or a JSON file (a list, or a split by role; shipped
+    splits go by their names).
 
     Of a split, `include` takes the pool/train patients and `exclude` the validation and test patients.
     Raises ConfigError naming the key and file.
@@ -264,7 +273,7 @@ def subjects(value: str | list[str] | None, key: str) -> set[str] | None:
         return None
     if isinstance(value, list):
         return {str(v) for v in value}
-    content = read_json(value, key)
+    content = read_json(str(find_split(value)), key)
     roles = ("pool", "train") if key.endswith("include") else ("validation", "test")
     if isinstance(content, Mapping):
         chosen = [content[r] for r in roles if isinstance(content.get(r), list)]

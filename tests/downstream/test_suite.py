@@ -85,7 +85,8 @@ def test_every_shipped_suite_is_complete_but_for_the_data():
     for name in found:
         with pytest.raises(ConfigError) as error:
             load_suite(name)
-        assert {f.split()[0] for f in error.value.faults} == {"store", "split"}
+        left_open = {f.split()[0] for f in error.value.faults}
+        assert "store" in left_open and left_open <= {"store", "split", "split.table", "split.file"}, name
         suite = load_suite(name, ["store=a.zarr", "split=b.json"])
         assert suite.name == name and suite.measures["probe"] and suite.measures["finetune"]
         assert len(suite.measures["finetune"].n_labelled) >= 3 and len(suite.measures["finetune"].seed_numbers()) >= 3
