@@ -110,7 +110,8 @@ class Point:
     `score`: the arm's own mean; `difference`: arm minus baseline, paired; `joint`: the same difference, its
     interval widened (Bonferroni) so that all points of this arm, measure and metric hold together. Both None for a
     baseline, and `tests` with them. `subsets`: distinct labelled subsets; `seeds`: distinct training seeds. `arm` is
-    the name of a method where at least three of its pre-training runs are behind the point.
+    the name of a method where at least three of its pre-training runs are behind the point. `title` of the measure and
+    `without`, its arm without pre-training, are what sentences call them where the evaluation says so (measures.json).
     """
 
     measure: str
@@ -124,6 +125,8 @@ class Point:
     difference: Estimate | None = None
     joint: Estimate | None = None
     tests: Tests | None = None
+    title: str = ""
+    without: str = ""
 
     @property
     def is_baseline(self) -> bool:
@@ -152,8 +155,8 @@ def compare(
     """All points of the test patients, ordered by measure, metric, n_labelled, baseline first, then arms by name.
 
     `baselines` {arm: its scratch arm}; by default `scratch`. At least three pre-training runs of a method are one arm
-    of its name (`pool` False: never); fewer are kept apart, an arm a run. Metrics of a whole set of volumes (AUROC, ...)
-    are computed from their predictions. Raises ValueError when there is no row of the test patients.
+    of its name (`pool` False: never); fewer are kept apart, an arm a run. Metrics of a whole set (AUROC, ...) are
+    computed from the predictions for its volumes. Raises ValueError when there is no row of the test patients.
     """
     rows = prepare(results, baselines or {}, pool=pool)
     baselines = pooled_baselines(rows, baselines or {})

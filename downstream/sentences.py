@@ -68,7 +68,7 @@ def interval(found: Estimate, digits: int) -> str:
 
 def baseline_in_words(point: Point) -> str:
     """ "scratch", or "a random encoder" for a probe."""
-    return BASELINES.get(point.measure, point.baseline)
+    return point.without or BASELINES.get(point.measure, point.baseline)
 
 
 def patients_in_words(n: int) -> str:
@@ -122,7 +122,7 @@ def summary(points: Sequence[Point]) -> str:
     if not points:
         raise ValueError("there is no comparison to summarise")
     first, other = points[0], baseline_in_words(points[0])
-    measure = MEASURES.get(first.measure, first.measure)
+    measure = first.title or MEASURES.get(first.measure, first.measure)
     words = {
         "better": f"better than {other}",
         "worse": f"worse than {other}",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from downstream import curve
-from downstream.comparison import METRICS
 from downstream.blocks import Chart, Section
+from downstream.comparison import METRICS
 from downstream.sections.view import View, files
 
 CAPTION = (

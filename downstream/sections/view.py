@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import pandas as pd
 
 from downstream.comparison import METRICS, Point, Trial, compare, prepare, search
 from downstream.drawing import Look, looks
+from downstream.efficiency import Reached
 from downstream.evaluation import Evaluation
 from downstream.tables import MEMBER, pooled_baselines
 
@@ -97,14 +98,25 @@ class View:
 def view(evaluation: Evaluation) -> View:
     """Compute all that a report says. Raises ValueError when there is no row of the test patients."""
     results, baselines = evaluation.results, evaluation.baselines
-    points = compare(results, baselines)
+    points = named(evaluation, compare(results, baselines))
     rows = prepare(results, baselines)
     pooled = rows.loc[rows["arm"] != rows[MEMBER], ["arm", MEMBER]].drop_duplicates()
     members = {str(method): tuple(sorted(own[MEMBER])) for method, own in pooled.groupby("arm")}
-    runs = compare(results, baselines, pool=False) if members else points
+    runs = named(evaluation, compare(results, baselines, pool=False)) if members else points
     return View(
         evaluation, tuple(points), tuple(runs), tuple(search(results)), members, pooled_baselines(rows, baselines)
     )
+
+
+def named(evaluation: Evaluation, points: Sequence[Point]) -> list[Point]:
+    """Points that know how their measure and its baseline are called."""
+    known = evaluation.measures
+    return [
+        replace(p, title=str(known[p.measure]["title"]), without=str(known[p.measure]["baseline"]))
+        if {"title", "baseline"} <= known.get(p.measure, {}).keys()
+        else p
+        for p in points
+    ]
 
 
 def files(*parts: str) -> str:
@@ -121,6 +133,19 @@ def metric_axis(metric: str) -> str:
 def prepared(found: View) -> pd.DataFrame:
     """The rows behind the points, methods pooled, all steps."""
     return prepare(found.evaluation.results, found.evaluation.baselines)
+
+
+def grouped(found: Iterable[Reached]) -> dict[str, list[Reached]]:
+    """{arm: its places}, in their order."""
+    groups: dict[str, list[Reached]] = {}
+    for reached in found:
+        groups.setdefault(reached.arm, []).append(reached)
+    return groups
+
+
+def reached_words(low: str, high: str) -> str:
+    """The two ends of an interval in words: "3.1 to 9", "5 to more than 16"; empty without one."""
+    return "" if not low or not high else low if low == high else f"{low} to {high}"
 
 
 def spell(values: Sequence[int]) -> str:
