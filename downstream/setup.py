@@ -9,12 +9,12 @@ from typing import cast
 
 from downstream.arms import Arm, make_arms
 from downstream.context import Context, store_digest
-from downstream.guard import check_leak
+from downstream.guard import check_leak, check_sets
 from downstream.measure import choice_words
 from downstream.scoring import grid_warning
 from downstream.split_rules import find_patients
 from downstream.split_rules import words as split_words
-from downstream.splits import Split
+from downstream.splits import FIELDS, Split
 from downstream.suite import Precision, Suite, largest_n
 from downstream.volume import check_classes, volume_target
 from ssl3d.data.near import volume_table
@@ -45,9 +45,11 @@ def prepare(runs: Sequence[str | Path], suite: Suite, out: Path) -> tuple[Contex
     suite = suite if target is None else replace(suite, target_kind=target.kind)
     context = Context(suite, out, rows, classes, ignore, store_digest(store), target)
     about = grid_warning(context, split.test) if target is None else check_classes(target, split)
-    test = volume_table(store, context.rows_of(split.test))
-    warnings = [w for run in sorted(map(str, runs)) for w in check_leak(Path(run), test, suite.allow_leak)]
+    tables = {part: volume_table(store, context.rows_of(getattr(split, part))) for part in FIELDS}
+    warnings = check_sets(tables, suite.allow_leak)
     arms = make_arms(runs)
+    for arm in sorted({arm.run: arm for arm in arms if arm.run}.values(), key=lambda arm: arm.run):
+        warnings += check_leak(Path(arm.run), tables["test"], suite.allow_leak, arm.provenance.get("seen_digest"))
     _check_arms(suite, store, context, arms)
     return context, split, arms, notes + warnings + about
 
