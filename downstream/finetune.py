@@ -153,6 +153,12 @@ class Finetune(Training):
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from None
 
+    def title(self) -> str:
+        """See Measure.title."""
+        what = {"encoder_frozen": ", encoder frozen", "decoder": " of the decoder", "lora": " by LoRA"}
+        sparse = "" if self.slices is None else f", {self.slices} slice{'s' * (self.slices > 1)} a volume"
+        return f"{self.TITLE}{what.get(self.train, '')}{sparse}"
+
     def baseline(self) -> str:
         """See Measure.baseline."""
         words = {"encoder_frozen": "a frozen random encoder", "decoder": "a frozen random encoder"}

@@ -109,13 +109,17 @@ class Measure:
     def refuse(self, arm: Arm, key: str) -> None:
         """Raise ValueError, a sentence that begins with `key`, when the arm's network cannot be measured so."""
 
+    def title(self) -> str:
+        """What it is called in figures."""
+        return self.TITLE
+
     def baseline(self) -> str:
         """The arm without pre-training, in words."""
         return self.BASELINE
 
     def describe(self, context: Context, arms: Sequence[Arm]) -> dict[str, Any]:
         """What a report says of it: measures.json."""
-        return {"title": self.TITLE, "baseline": self.baseline(), "trains": self.TRAINS}
+        return {"title": self.title(), "baseline": self.baseline(), "trains": self.TRAINS}
 
     def group(self, context: Context, cell: Cell) -> tuple[Any, ...]:
         """Cells of equal groups are computed together, by one call of `run`; by default each by itself."""

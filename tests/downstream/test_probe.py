@@ -8,9 +8,10 @@ import torch
 from scipy.optimize import minimize
 from shapes_store import NETWORK, suite_values
 
+from downstream.frozen_features import class_indices, sample_voxels, voxel_features
 from downstream.inference import predict, read_image
 from downstream.plan import final_cells
-from downstream.probe import class_indices, fit, sample_voxels, stack, voxel_features
+from downstream.probe import fit, stack
 from downstream.results import read_cell
 from downstream.setup import prepare
 from downstream.suite import load_suite
