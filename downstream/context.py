@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from downstream.arms import Arm
 from downstream.measure import Choice, Measure, choice_words
 from downstream.suite import Suite, target_of
 from downstream.volume import VolumeTarget
+from ssl3d.data.format import LABELS, LABELS_ORIGINAL
 from ssl3d.data.store import Store, open_store
 
 CELL_VERSION = 2  # raised when a cell's values change for equal settings, so that old cells are not taken for new ones
@@ -50,6 +51,7 @@ class Context:
     ignore: int | None
     store_digest: str
     target: VolumeTarget | None = None  # of a suite that judges whole volumes; it has no `classes`
+    numerics: str = field(default_factory=lambda: numerics())  # of the process that plans; workers must have the same
 
     @property
     def volume_target(self) -> VolumeTarget:
@@ -82,14 +84,15 @@ class Context:
         """The name of a cell's files: a hash of all that decides its values, and of nothing else.
 
         Not the arm's name, nor the number of workers: an evaluation with one more run, or begun elsewhere, finds what
-        is finished.
+        is finished. Of the software, torch's minor version and the kind of device count, since they change sums;
+        ssl3d's version does not: CELL_VERSION is raised where ours does.
         """
         suite = self.suite
         measure = self.measure(cell)
         shared = ["metrics", "seed", "normalise", "precision", "overlap", "threads"]
         shared += ["nsd_mm"] if "nsd" in suite.metrics else []
         content: dict[str, Any] = {
-            "version": CELL_VERSION,
+            "version": [CELL_VERSION, self.numerics],
             "suite": {name: getattr(suite, name) for name in shared},
             "classes": list(self.classes.items()),
             "store": self.store_digest,
@@ -108,10 +111,20 @@ def _open(path: str) -> Store:
     return open_store(path)
 
 
+def numerics() -> str:
+    """What decides the last digits of a training on this machine: "torch 2.6 on cuda"."""
+    major, minor = torch.__version__.split(".")[:2]
+    return f"torch {major}.{minor} on {'cuda' if torch.cuda.is_available() else 'cpu'}"
+
+
 def store_digest(store: Store) -> str:
-    """Changes when a volume of the store does."""
-    table = store.index[["id", "fingerprint", "bytes"]].sort_values("id")
-    return hashlib.blake2b(table.to_csv(index=False).encode(), digest_size=12).hexdigest()
+    """Changes when a volume of the store does, or its label."""
+    table = store.index[["id", "fingerprint", "bytes", "has_label", "has_label_original"]].sort_values("id")
+    state = hashlib.blake2b(table.to_csv(index=False).encode(), digest_size=12)
+    for kind, has in ((LABELS, "has_label"), (LABELS_ORIGINAL, "has_label_original")):
+        for row in table.index[table[has].astype(bool)]:
+            state.update(json.dumps(store.digest(int(row), kind), sort_keys=True).encode())
+    return state.hexdigest()
 
 
 def describe(cell: Cell) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +22,19 @@ from downstream.jobs import Pool, count_workers
 from downstream.measure import Choice, choice_words
 from downstream.methods import method_of
 from downstream.plan import best_choices, final_cells, search_cells
+from downstream.planning import describe_plan
 from downstream.report import write_report
 from downstream.results import read_cell, write_atomic, write_results
 from downstream.scoring import done
 from downstream.setup import prepare
 from downstream.splits import Split
 from downstream.suite import load_suite
+from downstream.times import write_seconds
 from downstream.tracking import track
 from ssl3d.environment import environment
 from ssl3d.terminal import Meter, progress, say
+
+SPLIT_FILE = "split.json"  # the patients, as the store calls them
 
 
 @dataclass(frozen=True)
@@ -40,22 +45,51 @@ class Job:
 
 
 def evaluate(
-    runs: Sequence[str | Path], suite: str | Path | Mapping[str, Any], out: str | Path, overrides: Sequence[str] = ()
+    runs: Sequence[str | Path],
+    suite: str | Path | Mapping[str, Any],
+    out: str | Path,
+    overrides: Sequence[str] = (),
+    plan_only: bool = False,
 ) -> Path:
     """Judge runs (or weights files) by a suite against scratch; returns OUT/report.html.
+
+    `plan_only`: say how many cells there are and how long they may take, write and return OUT/split.json, which the
+    pre-training can leave out (data.exclude), and train nothing; runs may be left away then.
 
     Finished cells are kept in OUT/cells: the same call again computes what is missing, and a call with one more run
     computes that run. Raises ValueError (ConfigError, LeakError) or FileNotFoundError, one plain sentence each.
     """
     settings = load_suite(suite, overrides)
     out = Path(out)
+    if not runs and not plan_only:
+        raise ValueError("no run to evaluate: name a run or a weights file, or say --plan-only")
     context, split, arms, warnings = prepare(runs, settings, out)
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / ".lock", timeout=0):
+            split.save(out / SPLIT_FILE)
+            if plan_only:
+                return _plan(context, split, arms, warnings)
             return _evaluate(context, split, arms, warnings)
     except Timeout:
         raise ValueError(f"{out} is in use by another evaluation: wait for it, or give another --out") from None
+
+
+def _plan(context: Context, split: Split, arms: list[Arm], warnings: list[str]) -> Path:
+    """Say what an evaluation would do; returns the split's path."""
+    for warning in warnings:
+        say(f"warning: {warning}", error=True)
+    cells = [*_planned(context, split, arms), *search_cells(context, split, arms)]
+    workers = count_workers(context.suite.workers, context.suite.threads, len(cells))
+    for sentence in describe_plan(context, split, arms, cells, workers):
+        say(sentence)
+    return context.out / SPLIT_FILE
+
+
+def _planned(context: Context, split: Split, arms: list[Arm]) -> list[Cell]:
+    """All cells of the test; those that wait for a search hold its first choice."""
+    fixed = {(name, arm.name): m.grid()[0] for name, m in context.suite.measures.items() for arm in arms}
+    return final_cells(context, split, arms, fixed)
 
 
 def _evaluate(context: Context, split: Split, arms: list[Arm], warnings: list[str]) -> Path:
@@ -63,14 +97,14 @@ def _evaluate(context: Context, split: Split, arms: list[Arm], warnings: list[st
     for warning in warnings:
         say(f"warning: {warning}", error=True)
     searching = [name for name, m in suite.measures.items() if m.searches()]
-    fixed = {(name, arm.name): m.grid()[0] for name, m in suite.measures.items() for arm in arms}
-    planned = final_cells(context, split, arms, fixed)  # those that wait for the search, with a choice for another
+    planned = _planned(context, split, arms)
     search = search_cells(context, split, arms)
     now = [cell for cell in planned if cell.measure not in searching]
     first = _jobs(context, [*now, *search])
     workers = count_workers(suite.workers, suite.threads, max(len(first), len(planned) - len(now)))
     total = len(planned) + len(search)
-    with Pool(run_job, context, workers, suite.threads) as pool, progress(f"evaluate {suite.name}", total) as bar:
+    crew = Pool(run_job, context, workers, suite.threads, suite.scheduler)
+    with crew as pool, progress(f"evaluate {suite.name}", total) as bar:
         meter = _Meter(bar, total)
         _run(pool, first, meter, len(now) + len(search))
         choices = best_choices(context, arms, _search_results(context, search))
@@ -91,7 +125,10 @@ def _evaluate(context: Context, split: Split, arms: list[Arm], warnings: list[st
 
 def run_job(context: Context, job: Job) -> None:
     """Compute and store the cells of a job, in this process."""
+    started = time.perf_counter()
     context.measure(job.cells[0]).run(context, job.cells)
+    for cell in job.cells:
+        write_seconds(context.out, context.key(cell), (time.perf_counter() - started) / len(job.cells))
 
 
 def _jobs(context: Context, cells: Sequence[Cell]) -> list[Job]:

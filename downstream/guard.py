@@ -28,8 +28,9 @@ def check_leak(source: Path, test: pd.DataFrame, allow_leak: bool, card: str | N
     """
     path = find_seen(source)
     if path is None:
-        unknown = f"{source} comes without {SEEN_FILE}: whether its pre-training saw test patients could not be checked."
-        return [unknown if card is None else f"{unknown} It names the list {card}: lay that {SEEN_FILE} beside it."]
+        unknown = f"{source} comes without {SEEN_FILE}: whether its pre-training saw test patients could not be checked"
+        more = "" if card is None else f"; it names the list {card}: lay that {SEEN_FILE} beside it"
+        return [f"{unknown}{more}."]
     seen = pd.read_parquet(path)
     started = initial.load(path.parent)
     warnings = []

@@ -13,11 +13,12 @@ from omegaconf import OmegaConf
 from shapes_store import CLASSES, suite_values, write_run, write_store
 
 import downstream
-from downstream.context import VALIDATION, Cell
+from downstream.context import VALIDATION, Cell, store_digest
 from downstream.plan import best_choices, final_cells, picture_rows, search_cells
 from downstream.results import COLUMNS, MEAN_FOREGROUND, read_results
 from downstream.setup import prepare
 from downstream.suite import load_suite
+from ssl3d.data.store import open_store
 
 
 def refused(values: dict, runs: list, out: Path, words: str) -> None:
@@ -181,3 +182,33 @@ def test_another_arm_changes_no_row_of_the_first(evaluated, tmp_path):
     table, whole = read_results(single), read_results(out)
     whole = whole[(whole["schedule"] == "probe") & (whole["arm"] == "scratch")].reset_index(drop=True)
     pd.testing.assert_frame_equal(table[table["arm"] == "scratch"].reset_index(drop=True), whole)
+
+
+def test_a_plan_counts_cells_and_trains_nothing(labelled_store, split_file, run_folder, tmp_path, capsys):
+    values = suite_values(labelled_store, split_file)
+    values["measures"].pop("probe")
+    values["measures"]["finetune"]["optim"]["warmup_steps"] = 1
+    path = downstream.evaluate([run_folder], values, tmp_path / "out", plan_only=True)
+    said = capsys.readouterr().out
+    assert "patients: 3 pool, 1 validation, 3 test" in said
+    assert "finetune: 12 cells, 0 finished, about" in said and "estimate from a trial" in said
+    assert "12 cells of 2 arms: about" in said
+    assert json.loads(path.read_text())["test"] == ["patient_04", "patient_05", "patient_06"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [".lock", "split.json"]
+    with pytest.raises(ValueError, match="no run to evaluate: name a run"):
+        downstream.evaluate([], values, tmp_path / "none")
+    assert downstream.evaluate([], values, tmp_path / "none", plan_only=True).exists()
+    assert "finetune: 6 cells an arm" in capsys.readouterr().out
+
+
+def test_a_changed_label_is_another_store(labelled_store, tmp_path):
+    store = tmp_path / "changed.zarr"
+    shutil.copytree(labelled_store, store)
+    before = store_digest(open_store(store))
+    assert before == store_digest(open_store(labelled_store))
+    meta = store / "labels" / "case_00_0" / "zarr.json"
+    content = json.loads(meta.read_text())
+    key = next(iter(content["attributes"]["digest"]))
+    content["attributes"]["digest"][key] = "0" * 32
+    meta.write_text(json.dumps(content))
+    assert store_digest(open_store(store)) != before
