@@ -11,6 +11,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from downstream.comparison import SCRATCH
+from downstream.domains import by_domain
 from downstream.results import RESULTS_FILE, read_results
 
 SUITE_FILE, ARMS_FILE, ENVIRONMENT_FILE = "suite.yaml", "arms.json", "environment.json"
@@ -70,7 +71,9 @@ def load_evaluation(directory: Path) -> Evaluation:
     arms = _json(directory / ARMS_FILE, {})
     suite_file = directory / SUITE_FILE
     suite: Any = OmegaConf.to_container(OmegaConf.load(suite_file)) if suite_file.is_file() else {}
-    measures = _json(directory / MEASURES_FILE, {})
+    told = _json(directory / MEASURES_FILE, {})
+    measures = {str(name): about for name, about in told.items() if isinstance(about, dict)} or dict(USUAL_MEASURES)
+    results, measures = by_domain(results, measures)
     return Evaluation(
         directory,
         results,
@@ -79,7 +82,7 @@ def load_evaluation(directory: Path) -> Evaluation:
         _json(directory / ENVIRONMENT_FILE, {}),
         tuple(sorted((directory / CASES).glob("*.npz"))),
         tuple(str(warning) for warning in _json(directory / WARNINGS_FILE, [])),
-        {str(name): about for name, about in measures.items() if isinstance(about, dict)} or dict(USUAL_MEASURES),
+        measures,
         _json(directory / DATA_FILE, {}),
     )
 

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from downstream.arms import Arm
 from downstream.cases import write_cases
 from downstream.context import TEST, Cell, Context, describe
+from downstream.domains import DOMAIN
 from downstream.finetune import WORK
 from downstream.jobs import Pool, count_workers
 from downstream.measure import Choice, choice_words
@@ -111,7 +112,7 @@ def _evaluate(context: Context, split: Split, arms: list[Arm], warnings: list[st
         tests = final_cells(context, split, arms, choices)
         _run(pool, _jobs(context, [cell for cell in tests if cell.measure in searching]), meter, total)
     shutil.rmtree(out / WORK, ignore_errors=True)
-    write_results(_results(context, [*search, *tests]), out)
+    write_results(_results(context, split, [*search, *tests]), out)
     _write_json(out / "arms.json", {arm.name: arm.to_json() | _chosen(arm, choices) for arm in arms})
     _write_json(out / "measures.json", {name: m.describe(context, arms) for name, m in suite.measures.items()})
     _write_json(out / "environment.json", environment() | {"workers": workers, "threads": suite.threads})
@@ -181,7 +182,7 @@ def _chosen(arm: Arm, choices: Mapping[tuple[str, str], Choice]) -> dict[str, An
     return {"chosen": chosen} if chosen else {}
 
 
-def _results(context: Context, cells: Sequence[Cell]) -> pd.DataFrame:
+def _results(context: Context, split: Split, cells: Sequence[Cell]) -> pd.DataFrame:
     """results.csv from the stored cells, in the order of the plan, which no process and no order of runs changes."""
     suite = context.suite
     tables = []
@@ -202,7 +203,8 @@ def _results(context: Context, cells: Sequence[Cell]) -> pd.DataFrame:
             "split": cell.split,
         }
         tables.append(read_cell(context.out, context.key(cell)).assign(**columns))
-    return pd.concat(tables, ignore_index=True)
+    table = pd.concat(tables, ignore_index=True)
+    return table.assign(**{DOMAIN: table["patient"].map({p: split.domain_of(p) for p in set(table["patient"])})})
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 
 from downstream.comparison import SCRATCH
+from downstream.domains import DOMAIN
 from downstream.evaluation import Evaluation
 
-ANY_VALUE = ("store", "split", "workers", "pictures", "allow_leak", "name", "wandb")  # may differ: they decide no score
-DOMAIN = "domain"  # a column of results.csv where test patients of several sites or contrasts were scored apart
+# May differ: they decide no score.
+ANY_VALUE = ("store", "split", "workers", "scheduler", "pictures", "allow_leak", "name", "wandb")
 
 
 def merge_by_dataset(evaluations: Sequence[Evaluation]) -> list[Evaluation]:

@@ -9,8 +9,9 @@ what was loaded: "random", "encoder" or "encoder+decoder"; `schedule` name of th
 labelled patients; `subset` index of the labelled subset and `seed` of the training, one crossed factor (subset ==
 seed); `step` optimiser steps when it was scored (0 where nothing is trained): the last of a training is its score,
 those before it belong to learning speed; `split` "test", or "validation" for the search, which no figure of the report
-may use; `patient`, `case`; `label` the class name or MEAN_FOREGROUND; `metric` "dice", "hd95", "assd" (mm), ..., or
-"prediction" and "truth" of a volume, from which metrics of the whole set are computed (downstream.jackknife); `value`.
+may use; `patient`, `case`; `domain` of a test patient (downstream.domains), empty where the split tells none apart;
+`label` the class name or MEAN_FOREGROUND; `metric` "dice", "hd95", "assd" (mm), ..., or "prediction" and "truth" of a
+volume, from which metrics of the whole set are computed (downstream.jackknife); `value`.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ COLUMNS = (
     "split",
     "patient",
     "case",
+    "domain",
     "label",
     "metric",
     "value",
@@ -93,10 +95,11 @@ def read_results(path: Path) -> pd.DataFrame:
     path = path / RESULTS_FILE if path.is_dir() else path
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: give a directory written by ssl3d evaluate")
-    text = dict.fromkeys(("suite", "dataset", "arm", "run", "method", "init", "schedule", "split"), str) | _TEXT
+    words = ("suite", "dataset", "arm", "run", "method", "init", "schedule", "split", "domain")
+    text = dict.fromkeys(words, str) | _TEXT
     table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values={"value": [""], "pretrain_seed": [""]})
-    if "method" not in table.columns:
-        table["method"] = ""  # an older evaluation: every arm is a checkpoint by itself
+    for name in ("method", "domain"):  # an older evaluation: every arm is a checkpoint by itself, of one test set
+        table[name] = table[name] if name in table.columns else ""
     missing = [name for name in COLUMNS if name not in table.columns]
     if missing:
         raise ValueError(f"{path} has no column '{missing[0]}': it was not written by ssl3d evaluate")

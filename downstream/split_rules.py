@@ -246,8 +246,7 @@ def find_patients(value: str | Mapping[str, Any], rows: Rows, store: str) -> tup
 def _leave_out(split: Split, subjects: Collection[str]) -> tuple[Split, list[str]]:
     """(the split without patients that have no labels in the store, those)."""
     gone = [p for name in FIELDS for p in getattr(split, name) if p not in subjects and not matching(subjects, [p])]
-    kept = (tuple(p for p in getattr(split, name) if p not in set(gone)) for name in FIELDS)
-    return Split(*kept), gone
+    return split.renamed({p: p for name in FIELDS for p in getattr(split, name) if p not in set(gone)}), gone
 
 
 def _with_validation(pool: Sequence[str], test: Collection[str], count: int, seed: int) -> Split:

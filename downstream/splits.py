@@ -2,15 +2,18 @@
 
 A split file is JSON: {"pool": [patients], "validation": [...], "test": [...]}; further fields are kept for others and
 ignored here. Patients are a store's subjects, raw or hashed. A pool patient may lend his labels; validation patients
-choose learning rates; test patients are read once, at the end of each cell.
+choose learning rates; test patients are read once, at the end of each cell. `test` may be {domain: [patients]}: sites,
+scanners or contrasts, which the report tells apart (downstream.domains).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from downstream.results import write_atomic
 from ssl3d.data.subjects import matching
@@ -21,15 +24,34 @@ FIELDS = ("pool", "validation", "test")
 
 @dataclass(frozen=True)
 class Split:
-    """Patients by purpose, each tuple sorted; no patient serves two purposes."""
+    """Patients by purpose, each tuple sorted; no patient serves two purposes.
+
+    `domains` {name: the test patients of it}, sorted; empty where they are not told apart.
+    """
 
     pool: tuple[str, ...]
     validation: tuple[str, ...]
     test: tuple[str, ...]
+    domains: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def domain_of(self, patient: str) -> str:
+        """Where a test patient comes from; empty where nothing is told apart."""
+        return next((name for name, own in self.domains.items() if patient in own), "")
+
+    def renamed(self, names: Mapping[str, str]) -> Split:
+        """The split of the patients in `names` alone, under the names it gives."""
+
+        def part(patients: Iterable[str]) -> tuple[str, ...]:
+            return tuple(sorted(names[p] for p in patients if p in names))
+
+        domains = {name: part(own) for name, own in self.domains.items()}
+        return Split(part(self.pool), part(self.validation), part(self.test), {k: v for k, v in domains.items() if v})
 
     def save(self, path: Path) -> None:
         """Write the split file."""
-        content = {name: list(getattr(self, name)) for name in FIELDS}
+        content: dict[str, Any] = {name: list(getattr(self, name)) for name in FIELDS}
+        if self.domains:
+            content["test"] = {name: list(own) for name, own in self.domains.items()}
         write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
@@ -41,6 +63,9 @@ def load_split(path: Path) -> Split:
         content = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"the split file {path} is not JSON ({error})") from None
+    domains = _domains(content, path)
+    if domains:
+        content["test"] = [patient for own in domains.values() for patient in own]
     for name in FIELDS:
         patients = content.get(name) if isinstance(content, dict) else None
         if not isinstance(patients, list) or not all(isinstance(p, str) for p in patients):
@@ -48,7 +73,8 @@ def load_split(path: Path) -> Split:
         if len(set(patients)) < len(patients):
             twice = next(p for p in patients if patients.count(p) > 1)
             raise ValueError(f"the split file {path} names patient '{twice}' twice in '{name}'")
-    split = Split(*(tuple(sorted(content[name])) for name in FIELDS))
+    pool, validation, test = (tuple(sorted(content[name])) for name in FIELDS)
+    split = Split(pool, validation, test, domains)
     for one, other in (("pool", "validation"), ("pool", "test"), ("validation", "test")):
         both = sorted(set(getattr(split, one)) & set(getattr(split, other)))
         if both:
@@ -57,6 +83,19 @@ def load_split(path: Path) -> Split:
                 "each patient serves one purpose"
             )
     return split
+
+
+def _domains(content: Any, path: Path) -> dict[str, tuple[str, ...]]:
+    """{domain: its test patients} where a split file tells them apart. Raises ValueError naming it and the domain."""
+    test = content.get("test") if isinstance(content, dict) else None
+    if not isinstance(test, dict):
+        return {}
+    for name, patients in test.items():
+        if not re.fullmatch(r"[\w.-]+", name):
+            raise ValueError(f"the split file {path}: '{name}' in 'test' must be letters, digits, '_', '.' and '-'")
+        if not isinstance(patients, list) or not patients or not all(isinstance(p, str) for p in patients):
+            raise ValueError(f"the split file {path}: '{name}' in 'test' must be a list of patients (texts)")
+    return {name: tuple(sorted(test[name])) for name in sorted(test)}
 
 
 def resolve(split: Split, subjects: Collection[str], name: str | Path, store: str | Path) -> Split:
@@ -80,7 +119,7 @@ def resolve(split: Split, subjects: Collection[str], name: str | Path, store: st
         subject = next(s for s in found.values() if list(found.values()).count(s) > 1)
         twins = [p for p, s in found.items() if s == subject]
         raise ValueError(f"the split {name} names one subject twice, as '{twins[0]}' and '{twins[1]}'")
-    return Split(*(tuple(sorted(found[p] for p in getattr(split, name))) for name in FIELDS))
+    return split.renamed(found)
 
 
 def draw_split(patients: Collection[str], validation: int, test: int, seed: int) -> Split:

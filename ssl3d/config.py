@@ -262,6 +262,13 @@ def read_json(path: str, key: str) -> Any:
         raise ConfigError([f"{key}: '{path}' is not readable as JSON ({error})"]) from None
 
 
+def patients_of(part: Any) -> list[str] | None:
+    """The patients of one part of a split file: a list, or {domain: list}; None where it is neither."""
+    if isinstance(part, Mapping) and all(isinstance(own, list) for own in part.values()):
+        return [str(patient) for own in part.values() for patient in own]
+    return [str(patient) for patient in part] if isinstance(part, list) else None
+
+
 def subjects(value: str | list[str] | None, key: str) -> set[str] | None:
     """The subjects of data.include or data.exclude: a list, or a JSON file (a list, or a split by role; shipped
     splits go by their names).
@@ -276,7 +283,7 @@ def subjects(value: str | list[str] | None, key: str) -> set[str] | None:
     content = read_json(str(find_split(value)), key)
     roles = ("pool", "train") if key.endswith("include") else ("validation", "test")
     if isinstance(content, Mapping):
-        chosen = [content[r] for r in roles if isinstance(content.get(r), list)]
+        chosen = [found for found in (patients_of(content.get(r)) for r in roles) if found is not None]
         if not chosen:
             raise ConfigError([f"{key}: '{value}' names no {' or '.join(roles)} patients"])
         content = [p for part in chosen for p in part]

@@ -140,10 +140,10 @@ def _stated(split: Mapping[str, Any], key: str) -> str:
 
 def _test_patients(split: str, key: str) -> list[str]:
     content = config.read_json(str(config.find_split(split)), f"{key}.split")
-    patients = content.get("test") if isinstance(content, dict) else None
-    if not isinstance(patients, list) or not patients:
+    patients = config.patients_of(content.get("test")) if isinstance(content, dict) else None
+    if not patients:
         raise ConfigError([f"{key}.split: '{split}' names no test patients"])
-    return [str(patient) for patient in patients]
+    return patients
 
 
 def _names(suites: Sequence[GuardedSuite]) -> str:

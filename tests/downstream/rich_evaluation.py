@@ -95,7 +95,7 @@ def _rows(
         "suite": "hippocampus", "dataset": "Hippocampus", "arm": arm, "run": f"runs/{arm}" if method else "",
         "pretrain_seed": np.nan if run is None else float(run), "method": method,
         "init": "encoder" if method else "random", "schedule": measure, "n_labelled": n, "subset": s, "seed": s,
-        "step": step, "split": "test", "patient": names, "case": [f"{name}_0" for name in names], "label": label,
+        "step": step, "split": "test", "domain": "", "patient": names, "case": [f"{name}_0" for name in names], "label": label,
         "metric": metric, "value": np.asarray(values, dtype=float),
     })[list(COLUMNS)]  # fmt: skip
 
