@@ -7,20 +7,25 @@ class. A volume without a finite value is not there for an evaluation.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from downstream.inference import pad_to, window_starts
 from downstream.splits import Split
 from downstream.volume_metrics import PREDICTION, TRUTH, VALUE, auroc, log_loss, mae, undefined, units
 from ssl3d.data.objects import open_objects
 from ssl3d.data.store import Store
+from ssl3d.regions import Size3
 from ssl3d.schema import did_you_mean
 
 if TYPE_CHECKING:
@@ -137,6 +142,23 @@ def volume_rows(context: Context, patient: str, row: int, prediction: NDArray[np
         for label, value in zip(target.labels, prediction)
     ]
     return [*rows, about | {"label": VALUE, "metric": TRUTH, "value": target.truth(row)}]
+
+
+@torch.no_grad()
+def mean_over_windows(
+    network: Callable[[Tensor], Tensor], image: Tensor, window: Size3, overlap: float, device: torch.device | str
+) -> NDArray[np.float64]:
+    """The mean over the windows that cover a normalised volume (1,C,Z,Y,X) of `network`: (B,C,*window) -> (B,K).
+
+    (K,) float64. A volume smaller than the window is padded with its darkest value.
+    """
+    padded, _ = pad_to(image, window)
+    starts = [window_starts(n, w, overlap) for n, w in zip(padded.shape[2:], window)]
+    found = []
+    for corner in itertools.product(*starts):
+        z, y, x = (slice(int(c), int(c) + w) for c, w in zip(corner, window))
+        found.append(network(padded[:, :, z, y, x].to(device))[0].double().cpu())
+    return torch.stack(found).mean(dim=0).numpy()
 
 
 def merit(rows: pd.DataFrame) -> float:
