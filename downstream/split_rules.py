@@ -140,8 +140,10 @@ class TableRule:
         for name in (self.id, self.column):
             if name not in table.columns:
                 raise ValueError(f"{KEY}: {self.table} has no column '{name}'{did_you_mean(name, list(table.columns))}")
-        parts = [sorted(table.loc[table[self.column].isin(getattr(self, f)), self.id].unique()) for f in FIELDS]
-        return Split(*map(tuple, parts))
+        pool, validation, test = (
+            tuple(sorted(table.loc[table[self.column].isin(getattr(self, f)), self.id].unique())) for f in FIELDS
+        )
+        return Split(pool, validation, test)
 
 
 @dataclass(frozen=True)

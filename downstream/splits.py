@@ -132,7 +132,8 @@ def draw_split(patients: Collection[str], validation: int, test: int, seed: int)
         raise ValueError(f"{validation} validation and {test} test patients leave none of {len(names)} for the pool")
     order = [names[i] for i in numpy_generator(seed, "split").permutation(len(names))]
     parts = order[test + validation :], order[test : test + validation], order[:test]
-    return Split(*(tuple(sorted(part)) for part in parts))
+    pool, held, tested = (tuple(sorted(part)) for part in parts)
+    return Split(pool, held, tested)
 
 
 def labelled_subset(

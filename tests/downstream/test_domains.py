@@ -94,7 +94,7 @@ def test_a_report_compares_all_patients_and_those_of_each_domain():
     told = table.assign(domain=np.where(table["patient"].isin(half), "near", "far"))
     results, measures = by_domain(told, {"finetune": {"title": "Fine-tuning", "baseline": "scratch"}})
     assert measures["finetune on far"] == {"title": "Fine-tuning on far", "baseline": "scratch"}
-    assert list(measures)[0] == "finetune"
+    assert next(iter(measures)) == "finetune"
     points = [p for p in compare(results) if p.metric == "dice"]
     pooled = [p for p in points if p.measure == "finetune"]
     near = [p for p in points if p.measure == "finetune on near"]
