@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from downstream import three_factor
+from downstream.three_factor import quantile
 
 Array = NDArray[np.float64]
 LEVEL = 0.95
@@ -112,12 +112,19 @@ def half_widths(tables: ArrayLike, level: float = LEVEL) -> tuple[Array, Array]:
     tables = np.asarray(tables, dtype=np.float64)
     s, p = tables.shape[-2:]
     mean, ms_replicate, ms_patient, ms_residual = mean_squares(tables)
+    return mean, half_widths_of((ms_replicate, ms_patient, ms_residual), s, p, level)
+
+
+def half_widths_of(squares: tuple[Array, ...], replicates: int, patients: int, level: float) -> Array:
+    """The half-widths above from the mean squares of replicates, patients and the residual."""
+    s, p = replicates, patients
+    ms_replicate, ms_patient, ms_residual = squares
     squared = (
-        np.maximum(ms_replicate - ms_residual, 0) * _quantile(level, s - 1) ** 2
-        + np.maximum(ms_patient - ms_residual, 0) * _quantile(level, p - 1) ** 2
-        + ms_residual * _quantile(level, (s - 1) * (p - 1)) ** 2
+        np.maximum(ms_replicate - ms_residual, 0) * quantile(level, s - 1) ** 2
+        + np.maximum(ms_patient - ms_residual, 0) * quantile(level, p - 1) ** 2
+        + ms_residual * quantile(level, (s - 1) * (p - 1)) ** 2
     )
-    return mean, np.sqrt(squared / (s * p))
+    return np.asarray(np.sqrt(squared / (s * p)))
 
 
 def crossed_interval(table: ArrayLike, level: float = LEVEL) -> Estimate:
@@ -177,7 +184,12 @@ def p_value(table: ArrayLike) -> float | None:
     s, p = values.shape[-2:]
     if too_few(values.shape[0] if values.ndim == 3 else None, s, p):
         return None
-    return _p_from(lambda level: float(half_widths_of_any(values, level)[1]), abs(float(values.mean())))
+    if values.ndim == 2:
+        mean, *squares = mean_squares(values)
+        return _p_from(lambda level: float(half_widths_of(tuple(squares), s, p, level)), abs(float(mean)))
+    mean, effects = three_factor.mean_squares(values)
+    sizes = (values.shape[0], s, p)
+    return _p_from(lambda level: float(three_factor.half_widths_of(effects, sizes, level)), abs(float(mean)))
 
 
 def _p_from(half: Callable[[float], float], distance: float) -> float:
@@ -185,7 +197,7 @@ def _p_from(half: Callable[[float], float], distance: float) -> float:
     if distance == 0:
         return 1.0
     low, high = math.log(1e-12), 0.0
-    for _ in range(60):
+    for _ in range(45):
         middle = (low + high) / 2
         low, high = (middle, high) if half(1 - math.exp(middle)) > distance else (low, middle)
     return math.exp(high)
@@ -282,7 +294,3 @@ def too_few(runs: int | None, replicates: int, patients: int) -> str | None:
 
 def _only(count: int, what: str) -> str:
     return f"only one {what}" if count == 1 else f"only {count} {what}s"
-
-
-def _quantile(level: float, degrees: int) -> float:
-    return float(stats.t.ppf(0.5 + level / 2, degrees))

@@ -12,7 +12,7 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy.special import stdtrit
 
 Array = NDArray[np.float64]
 RUN, REPLICATE, PATIENT = 0, 1, 2  # the last three axes of a table (..., R, S, P)
@@ -75,9 +75,9 @@ def half_widths_of(squares: Mapping[Effect, Array], sizes: tuple[int, int, int],
     """
     freedom, found = degrees(sizes), parts(squares)
     count = float(np.prod(sizes))
-    separate = sum(found[effect] * _quantile(level, freedom[effect]) ** 2 for effect in EFFECTS)
+    separate = sum(found[effect] * quantile(level, freedom[effect]) ** 2 for effect in EFFECTS)
     variance = sum((found[effect] for effect in EFFECTS), start=np.zeros_like(found[RESIDUAL]))
-    together = _quantile(level, satterthwaite(squares, found, variance, freedom)) * np.sqrt(variance / count)
+    together = quantile(level, satterthwaite(squares, found, variance, freedom)) * np.sqrt(variance / count)
     return COMPONENTWISE * np.sqrt(separate / count) + (1 - COMPONENTWISE) * together
 
 
@@ -114,5 +114,6 @@ def variances(squares: Mapping[Effect, Array], sizes: tuple[int, int, int]) -> d
     return {effect: float(found[effect]) / shares[effect] for effect in EFFECTS}
 
 
-def _quantile(level: float, freedom: ArrayLike) -> Array:
-    return np.asarray(stats.t.ppf(0.5 + level / 2, freedom), dtype=np.float64)
+def quantile(level: float, freedom: ArrayLike) -> Array:
+    """Student's t: the half-width of a two-sided `level` interval in standard errors."""
+    return np.asarray(stdtrit(freedom, 0.5 + level / 2), dtype=np.float64)
