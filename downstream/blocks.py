@@ -1,20 +1,23 @@
-"""What a report is made of: sections of paragraphs, tables and charts, drawn as a page, for a paper, and kept as data."""
+"""What a report is made of: sections of paragraphs, tables and charts, for a page, for a paper, and as data."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from matplotlib.figure import Figure
+
+from downstream import drawing
 
 
 @dataclass(frozen=True)
 class Table:
     """Plain text in rows. `name`: of its files in OUT/paper, empty for tables that no paper needs.
 
-    Columns in `numbers` are right-aligned, those in `tight` are not wrapped, cells whose text is in `marks` are coloured
-    by it. `title` stands above; a `folded` table is opened by the reader.
+    Columns in `numbers` are right-aligned, those in `tight` are not wrapped, cells whose text is in `marks` are
+    coloured by it. `title` stands above; a `folded` table is opened by the reader.
     """
 
     name: str
@@ -36,6 +39,11 @@ class Chart:
     figure: Figure
     alt: str
     caption: str
+
+    @cached_property
+    def svg(self) -> str:
+        """The figure as an SVG file, drawn once for page and paper."""
+        return drawing.svg(self.figure, self.name)
 
 
 @dataclass(frozen=True)

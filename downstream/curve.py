@@ -1,4 +1,4 @@
-"""The label-efficiency curve: score against labelled patients, and beside it the paired difference with its interval."""
+"""The label-efficiency curve: score against labelled patients, and beside it the paired difference to the baseline."""
 
 from __future__ import annotations
 
@@ -91,6 +91,6 @@ def describe(view: View, measure: str) -> str:
         parts.append(f"{view.name(measure, arm)} at {', '.join(values)}")
     few = patients_in_words(min(p.n_labelled for p in points))
     return (
-        f"{view.title(measure)}: {METRICS[points[0].metric].name} against labelled patients, from {few}; differences to "
-        f"{view.baseline(measure)} in brackets. {'; '.join(parts)}."
+        f"{view.title(measure)}: {METRICS[points[0].metric].name} against labelled patients, from {few}; differences "
+        f"to {view.baseline(measure)} in brackets. {'; '.join(parts)}."
     )

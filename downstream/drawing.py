@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from matplotlib.ticker import FixedLocator, NullLocator
 BASELINE_COLOUR = "#767676"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 INK, GRID = "#1b1d21", "#dfe2e7"  # replaced by the page's own colours in svg()
-PAPER = "#fefefe"  # the background, where something has to be painted in its colour
 MARKERS = ("o", "s", "^", "D", "v", "P")
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -73,7 +73,7 @@ def amounts_axis(axes: Axes, amounts: Iterable[int], pad: float = 0.4) -> None:
     axes.set_xlim(found[0] / 2**pad, found[-1] * 2**pad)
 
 
-def legend(figure: Figure, axes: Axes, columns: int = 4) -> None:
+def legend(figure: Figure, axes: Axes, columns: int = 5) -> None:
     """One legend above all panels, where it hides nothing; none for a single name."""
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles))
@@ -95,34 +95,37 @@ def save(figure: Figure, path: Path, dpi: int = 160) -> Path:
     return path
 
 
-def vector(figure: Figure, kind: str) -> bytes:
-    """The figure as the bytes of a "pdf" or "svg" file: no date in it, text left as text."""
+def pdf(figure: Figure) -> bytes:
+    """The figure as a PDF without a date: equal figures give equal bytes."""
     target = io.BytesIO()
-    dates = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
-    with rc_context(STYLE | {"svg.hashsalt": "ssl3d"}):
-        figure.savefig(target, format=kind, facecolor="white", metadata=dates[kind])
+    with rc_context(STYLE):
+        figure.savefig(target, format="pdf", facecolor="white", metadata={"CreationDate": None})
     return target.getvalue()
 
 
-def svg(figure: Figure, name: str = "figure", alt: str = "") -> str:
-    """The figure as an <svg> element of a page: reproducible, text left as text, its ink that of the page.
+def svg(figure: Figure, name: str = "figure") -> str:
+    """The figure as an SVG file: reproducible, text left as text; `name` keeps ids of several figures apart.
 
-    `name` keeps the ids of several figures of one page apart; `alt` is read to those who cannot see it.
+    Its layout is fixed from then on, which spares the next drawing of it most of its time.
     """
     target = io.StringIO()
     with rc_context(STYLE | {"svg.hashsalt": f"ssl3d {name}"}):
         figure.savefig(target, format="svg", transparent=True, metadata={"Date": None})
-    text = re.sub(r"<metadata>.*?</metadata>", "", target.getvalue(), flags=re.DOTALL)
+    figure.set_layout_engine("none")
+    return target.getvalue()
+
+
+def inline(source: str, width: float, alt: str) -> str:
+    """An SVG file as an element of a page: its ink that of the page, `width` in inches its largest.
+
+    `alt` is read to those who cannot see it.
+    """
+    text = re.sub(r"<metadata>.*?</metadata>", "", source, flags=re.DOTALL)
     text = re.sub(r' (xmlns|xmlns:xlink|width|height)="[^"]*"', "", text[text.index("<svg") :], count=4)
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # figure_1, axes_1, ...: a page has an id once
-    text = re.sub(r"^\s+|\s+$", "", re.sub(r"\n +", "\n", text))
-    described = f'role="img" aria-label="{_attribute(alt)}" ' if alt else ""
-    text = text.replace("<svg", f'<svg {described}style="max-width:{110 * figure.get_figwidth():.0f}px"', 1)
-    text = text.replace(INK, "currentColor").replace(GRID, "var(--line)").replace(PAPER, "var(--paper)")
+    text = re.sub(r"\n +", "\n", text).strip()
+    text = text.replace("<svg", f'<svg role="img" aria-label="{escape(alt)}" style="max-width:{110 * width:.0f}px"', 1)
+    text = text.replace(INK, "currentColor").replace(GRID, "var(--line)")
     for i, colour in enumerate((BASELINE_COLOUR, *COLOURS)):
         text = text.replace(colour.lower(), f"var(--c{i})")  # page.STYLE has brighter ones for dark screens
     return text
-
-
-def _attribute(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace(">", "&gt;")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from html import escape
 
 from downstream import drawing
@@ -99,7 +99,7 @@ def _block(block: Block) -> str:
     if isinstance(block, Html):
         return block.content
     if isinstance(block, Chart):
-        return figure(drawing.svg(block.figure, block.name, block.alt), block.caption)
+        return figure(drawing.inline(block.svg, block.figure.get_figwidth(), block.alt), block.caption)
     content = table(block)
     title = text(block.title)
     if block.folded:

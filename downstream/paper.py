@@ -8,8 +8,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from downstream.blocks import Chart, Section, Table
-from downstream.drawing import vector
+from downstream.blocks import Chart, Html, Section, Table
+from downstream.drawing import pdf
 from downstream.latex import latex
 from downstream.results import write_atomic
 
@@ -22,13 +22,14 @@ def write_paper(folder: Path, sections: Sequence[Section]) -> list[Path]:
     shutil.rmtree(folder, ignore_errors=True)
     written = []
     for block in (block for section in sections for block in section.blocks):
-        files: dict[str, bytes] = {}
-        if isinstance(block, Chart) and block.name:
-            files = {kind: vector(block.figure, kind) for kind in ("pdf", "svg")}
-        elif isinstance(block, Table) and block.name:
+        if isinstance(block, Html) or not block.name:
+            continue
+        if isinstance(block, Chart):
+            files = {"svg": block.svg.encode(), "pdf": pdf(block.figure)}
+        else:
             files = {"tex": latex(block).encode(), "csv": _csv(block)}
         for kind, content in files.items():
-            path = folder / f"{block.name}.{kind}"  # type: ignore[union-attr]
+            path = folder / f"{block.name}.{kind}"
             write_atomic(path, content)
             written.append(path)
     return written

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from downstream.blocks import Section
 from downstream.sections.cases import cases
@@ -27,6 +27,8 @@ __all__ = ["of_evaluation", "of_several", "title", "title_of_several"]
 
 def of_evaluation(view: View) -> Sequence[Section]:
     """All sections of one evaluation that have something to say, in the order of the page."""
-    parts = (head, curves, words, labels, speed, patients, targets, volumes, numbers, significance, tuning, cases)
-    parts += (design, limits, guard, provenance)
+    parts: Sequence[Callable[[View], Section | None]] = (
+        head, curves, words, labels, speed, patients, targets, volumes, numbers, significance, tuning, cases, design,
+        limits, guard, provenance,
+    )  # fmt: skip
     return [section for part in parts if (section := part(view)) is not None]

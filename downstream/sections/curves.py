@@ -8,8 +8,8 @@ from downstream.comparison import METRICS
 from downstream.sections.view import View, files
 
 CAPTION = (
-    "Left: mean {metric} on the test patients. Right: the same minus {baseline}, paired by patient, labelled subset and "
-    "seed. Bars: 95 % intervals, each point by itself. Judge differences by the right panel: bars on the left may "
+    "Left: mean {metric} on the test patients. Right: the same minus {baseline}, paired by patient, labelled subset "
+    "and seed. Bars: 95 % intervals, each point by itself. Judge differences by the right panel: bars on the left may "
     "overlap although the paired difference is clear."
 )
 RUNS = " Thin lines: single pre-training runs; thick lines: the mean of a method over its runs."

@@ -39,7 +39,7 @@ def design(view: View) -> Section:
     factors = "(labelled subset and seed) x patient" + (" x pre-training run" if view.members else "")
     items.append(
         f"Intervals come from a crossed random-effects model, {factors}: they hold for other "
-        f"{'runs, ' if view.members else ''}subsets, seeds and patients of the same kind, not only for those drawn here."
+        f"{'runs, ' if view.members else ''}subsets, seeds and patients of the same kind, not only those drawn here."
     )
     return Section("How it was measured", [page.listing(items)])
 

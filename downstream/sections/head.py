@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from downstream import page, sentences
 from downstream.blocks import Html, Section
 from downstream.evaluation import Evaluation
 from downstream.sections.view import View
+
+FEW = 5  # conclusions that stand as paragraphs
 
 
 def title(evaluation: Evaluation) -> str:
@@ -27,10 +31,17 @@ def head(view: View) -> Section:
     blocks = [
         Html(f"<h1>{page.text(title(evaluation))}</h1>"),
         page.paragraph(facts, "soft"),
-        Html('<div class="lead">' + "".join(f"<p>{page.text(line)}</p>" for line in said) + "</div>"),
+        Html(f'<div class="lead">{lead(said)}</div>'),
     ]
     if evaluation.warnings:
         lines = "".join(f"<p>{page.text(line)}</p>" for line in evaluation.warnings)
         blocks.append(Html(f'<div class="warning">{lines}</div>'))
     data = {"title": title(evaluation), "conclusions": said, "warnings": list(evaluation.warnings)}
     return Section("", blocks, data)
+
+
+def lead(said: Sequence[str]) -> str:
+    """Conclusions as paragraphs, many as a list."""
+    if len(said) <= FEW:
+        return "".join(f"<p>{page.text(line)}</p>" for line in said)
+    return page.listing(said).content

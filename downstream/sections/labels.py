@@ -28,7 +28,7 @@ def labels(view: View) -> Section | None:
     blocks: list[Block] = []
     found: list[Reached] = []
     for measure in view.measures:
-        rows = view.evaluation.results
+        rows = view.rows
         own = [
             r
             for r in labels_saved(rows[rows["schedule"] == measure], view.evaluation.baselines, view.leading(measure))
@@ -38,8 +38,8 @@ def labels(view: View) -> Section | None:
             found += own
             blocks += [
                 page.heading(view.title(measure)),
-                page.listing(sentence(view, group) for group in grouped(own).values()),
                 _chart(view, measure, own),
+                page.listing(sentence(view, group) for group in grouped(own).values()),
                 _table(view, measure, own),
             ]
     if not found:
@@ -72,19 +72,19 @@ def factor(found: Reached, at: Place | None) -> str:
 
 def sentence(view: View, group: Sequence[Reached]) -> str:
     """One arm's savings over all its amounts of labels."""
-    first = group[0]
+    baseline = view.baseline(group[0].measure)
+    known = [r for r in group if place(r, r.estimate)]
     parts = [
-        f"with {r.n_labelled}: {place(r, r.estimate)}"
-        + (f" (95 % interval {reached_words(place(r, r.low), place(r, r.high))})" if r.low and r.high else "")
-        for r in group
-        if place(r, r.estimate)
+        f"with {r.n_labelled} as {baseline if i == 0 else 'it'} with {place(r, r.estimate)}"
+        + (f" ({reached_words(place(r, r.low), place(r, r.high))})" if r.low and r.high else "")
+        for i, r in enumerate(known)
     ]
     reasons = sorted({r.reason for r in group if r.reason})
-    ending = f"; no interval ({sentences.join(reasons)})" if reasons else ""
-    baseline = view.baseline(first.measure)
-    outside = any(p and p.side for r in group for p in (r.estimate, r.low, r.high))
-    beyond = f"; {first.first:g} to {first.last:g} were measured, what lies beyond the range is unknown" * outside
-    return f"{first.arm}: labelled patients that {baseline} needs for the score of this arm {'; '.join(parts)}{ending}{beyond}."
+    notes = [f"95 % intervals in brackets; {known[0].first:g} to {known[0].last:g} were measured"] if known else []
+    notes += [f"no interval ({sentences.join(reasons)})"] if reasons else []
+    if any(p and p.side for r in group for p in (r.estimate, r.low, r.high)):
+        notes.append("what lies beyond the range is unknown")
+    return f"{group[0].arm} scores {', '.join(parts)} labelled patients. {'; '.join(notes).capitalize()}."
 
 
 def _table(view: View, measure: str, found: Sequence[Reached]) -> Table:
@@ -103,12 +103,11 @@ def _table(view: View, measure: str, found: Sequence[Reached]) -> Table:
 
 
 def _chart(view: View, measure: str, found: Sequence[Reached]) -> Chart:
-    alt = f"{view.title(measure)}, labels saved. " + " ".join(
-        sentence(view, group) for group in grouped(found).values()
-    )
+    said = " ".join(sentence(view, group) for group in grouped(found).values())
+    alt = f"{view.title(measure)}, labels saved. {said}"
     caption = (
-        "Above the diagonal: labels are saved, and as many times as the grey lines say. Bars: 95 % intervals. An arrow: "
-        "beyond the largest amount measured, how far is unknown."
+        "Above the diagonal: labels are saved, and as many times as the grey lines say. Bars: 95 % intervals. An "
+        "arrow: beyond the largest amount measured, how far is unknown."
     )
     return Chart(files("labels_saved", measure), _draw(view, measure, found), alt, caption)
 
@@ -137,8 +136,9 @@ def _draw(view: View, measure: str, found: Sequence[Reached]) -> Figure:
 def _factors(axes: Axes, low: float, high: float) -> None:
     """Diagonals: no label saved, half, three quarters, ..."""
     for times in (0.5, 1, 2, 4, 8):
-        axes.plot([low / 4, high * 4], [low / 4 * times, high * 4 * times], color=BASELINE_COLOUR, linewidth=1.2 if times == 1 else 0.7,
-                  linestyle="-" if times == 1 else ":")  # fmt: skip
+        ends = [low / 4, high * 4]
+        width, line = (1.2, "-") if times == 1 else (0.7, ":")
+        axes.plot(ends, [end * times for end in ends], color=BASELINE_COLOUR, linewidth=width, linestyle=line)
         at = high * 2**0.62 / times
         if low / 2**0.4 < at < high * 2**0.35:
             axes.text(at, high * 2**0.62, f"×{times:g}", fontsize=8.5, ha="center", va="center", color=BASELINE_COLOUR)

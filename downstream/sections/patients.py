@@ -65,8 +65,8 @@ def _chart(view: View, measure: str, points: list[Point], found: dict[str, pd.Se
     )
     caption = (
         f"{view.title(measure)} on {sentences.patients_in_words(n)}. A dot a test patient, sorted; each the mean over "
-        f"training seeds{' and pre-training runs' if set(found) & set(view.members) else ''}. Line and band: the mean of "
-        "all with its 95 % interval, which also holds the luck of seeds and subsets that dots do not show."
+        f"training seeds{' and pre-training runs' if set(found) & set(view.members) else ''}. Line and band: the mean "
+        "of all with its 95 % interval, which also holds the luck of seeds and subsets that dots do not show."
     )
     return Chart(files("patients", measure), _draw(view, points, found, what), alt, caption)
 

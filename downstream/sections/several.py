@@ -8,7 +8,7 @@ from dataclasses import replace
 from downstream import page
 from downstream.blocks import Block, Html, Section
 from downstream.sections.curves import curves
-from downstream.sections.head import conclusions
+from downstream.sections.head import conclusions, lead
 from downstream.sections.numbers import numbers
 from downstream.sections.transfer import transfer
 from downstream.sections.view import View
@@ -29,8 +29,7 @@ def of_several(views: Sequence[View]) -> Sequence[Section]:
         )
     )
     for name, lines in said.items():
-        body = "".join(f"<p>{page.text(line)}</p>" for line in lines)
-        blocks.append(Html(f'<h3>{page.text(name)}</h3><div class="lead">{body}</div>'))
+        blocks.append(Html(f'<h3>{page.text(name)}</h3><div class="lead">{lead(lines)}</div>'))
     warnings = list(dict.fromkeys(w for view in views for w in view.evaluation.warnings))
     if warnings:
         blocks.append(Html('<div class="warning">' + "".join(f"<p>{page.text(w)}</p>" for w in warnings) + "</div>"))

@@ -1,4 +1,4 @@
-"""Tests beside the intervals: of the crossed model and by permutation, with its unit and least p; Holm over families."""
+"""Tests beside the intervals: of the crossed model and by permutation (unit and least p stated), Holm over families."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ INTRO = (
     "difference over runs, replicates and patients that could have been drawn is zero (crossed model; its p belongs to "
     "the interval), and that on these very test patients the start makes no difference at all (permutation; exact, "
     f"whatever the distribution). What is exchanged is the arms within a {UNIT}; with few of them no small p "
-    "exists, however large the difference: the smallest possible is stated. Holm's correction holds within a table: all "
-    "its arms and amounts of labels are one family."
+    "exists, however large the difference: the smallest possible is stated. Holm's correction holds within a table: "
+    "all its arms and amounts of labels are one family."
 )
 
 

@@ -30,11 +30,10 @@ def speed(view: View) -> Section | None:
     curves: list[dict[str, Any]] = []
     for measure in view.measures:
         metric = view.leading(measure)
-        rows = view.evaluation.results
-        rows = rows[(rows["schedule"] == measure) & (rows["split"] == "test")]
-        steps = by_step(view, rows, metric)
-        if len(steps) < 2 or not METRICS[metric].higher_is_better:
+        rows = view.rows[(view.rows["schedule"] == measure) & (view.rows["metric"] == metric)]
+        if rows["step"].nunique() < 2 or not METRICS[metric].higher_is_better:
             continue
+        steps = by_step(view, rows)
         own = [r for r in learning_speed(rows, view.evaluation.baselines, metric) if r.replicates]
         found += own
         curves += [{"step": step, **plain_point(p)} for step, points in steps.items() for p in points]
@@ -47,21 +46,18 @@ def speed(view: View) -> Section | None:
     if not blocks:
         return None
     intro = (
-        f"Each training was scored on the way too. Reached: the first step at which an arm has {100 * SHARE:.0f} % of the "
-        "score that the arm without pre-training ends with, of the same labelled patients and seeds; its schedule is that "
-        "of the whole training, so a training planned shorter might learn faster. Test patients chose nothing."
+        f"Each training was scored on the way too. Reached: the first step at which an arm has {100 * SHARE:.0f} % of "
+        "the score that the arm without pre-training ends with, of the same labelled patients and seeds; its schedule "
+        "is that of the whole training, so a training planned shorter might learn faster. Test patients chose nothing."
     )
     data = {"learning_speed": [_plain(r) for r in found], "learning_curves": curves}
     return Section("Learning speed", [page.paragraph(intro, "soft"), *blocks], data)
 
 
-def by_step(view: View, rows: pd.DataFrame, metric: str) -> Curves:
-    """{step: the points there} of one measure's rows."""
+def by_step(view: View, rows: pd.DataFrame) -> Curves:
+    """{step: the points there} of one measure's rows of one metric."""
     steps = sorted(int(step) for step in rows["step"].unique())
-    return {
-        step: [p for p in compare(rows[rows["step"] == step], view.evaluation.baselines) if p.metric == metric]
-        for step in steps
-    }
+    return {step: compare(rows[rows["step"] == step], view.evaluation.baselines) for step in steps}
 
 
 def place(at: Place | None) -> str:
@@ -100,8 +96,9 @@ def _chart(view: View, measure: str, steps: Curves, found: Sequence[Reached]) ->
     ends = "; ".join(sentence(group) for group in grouped(found).values())
     alt = f"{view.title(measure)}: score against steps, a panel for each amount of labels. {ends}"
     caption = (
-        f"{view.title(measure)}: mean {METRICS[view.leading(measure)].name} on the test patients against optimiser steps. "
-        f"Bands: 95 % intervals of each point. Dashed: {100 * SHARE:.0f} % of the final score of {view.baseline(measure)}."
+        f"{view.title(measure)}: mean {METRICS[view.leading(measure)].name} on the test patients against optimiser "
+        "steps. Bands: 95 % intervals of each point. Dashed: "
+        f"{100 * SHARE:.0f} % of the final score of {view.baseline(measure)}."
     )
     return Chart(files("learning_speed", measure), _draw(view, measure, steps), alt, caption)
 

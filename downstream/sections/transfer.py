@@ -22,6 +22,7 @@ from downstream.drawing import COLOURS, INK, STYLE
 from downstream.results import MEAN_FOREGROUND
 from downstream.sections.numbers import between
 from downstream.sections.view import MARKS, View, files
+from downstream.tables import last_step
 
 BETTER, WORSE = COLOURS[0], COLOURS[1]
 STRONGEST = 0.75  # opacity of the largest difference: text stays legible on it, the page light or dark
@@ -46,8 +47,8 @@ Cells = dict[tuple[str, int, Target], Point]  # {(arm, labelled patients, target
 def transfer(views: Sequence[View]) -> Section:
     """The matrix over several data sets, a chart and a table a measure that trains or probes on all of them."""
     intro = (
-        "Paired difference to the arm without pre-training, target by target. Bold: the 95 % interval of that cell alone "
-        "excludes zero; among many cells some do so by chance."
+        "Paired difference to the arm without pre-training, target by target. Bold: the 95 % interval of that cell "
+        "alone excludes zero; among many cells some do so by chance."
     )
     return _section("Transfer matrix", intro, views)
 
@@ -75,12 +76,10 @@ def _section(title: str, intro: str, views: Sequence[View]) -> Section:
 def _cells(view: View, measure: str) -> Cells:
     """Every compared point of a measure, class by class where it scores classes."""
     metric, evaluation = view.leading(measure), view.evaluation
-    rows = evaluation.results
-    rows = rows[(rows["schedule"] == measure) & (rows["split"] == "test")]
+    rows = last_step(view.rows[(view.rows["schedule"] == measure) & (view.rows["metric"] == metric)])
     whole = Target(evaluation.modality, evaluation.dataset, METRICS[metric].name)
     points = {whole: view.select(measure)}
     if metric == "dice":
-        rows = rows[rows["metric"] == metric]
         labels = [label for label in rows["label"].unique() if label != MEAN_FOREGROUND] or [MEAN_FOREGROUND]
         points = {
             replace_name(whole, label): compare(rows[rows["label"] == label], evaluation.baselines) for label in labels
@@ -99,8 +98,8 @@ def _chart(view: View, measure: str, cells: Cells, several: bool) -> Chart:
     best = max(cells.items(), key=lambda item: _gain(item[1]))
     alt = (
         f"{view.title(measure)}: {len(rows)} targets by {len(arms)} arms. Largest gain: {best[0][0]} on "
-        f"{best[0][2].words(several)} at {sentences.patients_in_words(best[0][1])}, {_value(best[1])}. All numbers are in "
-        "the table below."
+        f"{best[0][2].words(several)} at {sentences.patients_in_words(best[0][1])}, {_value(best[1])}. All numbers are "
+        "in the table below."
     )
     caption = (
         f"{view.title(measure)}: difference to {view.baseline(measure)} by target and labelled patients. Blue: better, "
@@ -169,9 +168,9 @@ def _table(view: View, measure: str, cells: Cells) -> Table:
             digits = max(
                 METRICS[point.metric].decimals + 1, sentences.decimals_for(point.difference, METRICS[point.metric])
             )
-            rows.append((target.modality, target.dataset, target.name, n, arm,
-                         sentences.number(point.difference.mean, digits, signed=True), between(point.difference, digits),
-                         point.verdict()))  # fmt: skip
+            difference = sentences.number(point.difference.mean, digits, signed=True)
+            interval = between(point.difference, digits)
+            rows.append((*dataclasses.astuple(target), n, arm, difference, interval, point.verdict()))
     title = f"{view.title(measure)}, target by target"
     return Table(files("transfer", measure, "table"), head, rows, "", title, (3, 5, 6), (7,), MARKS, folded=True)
 

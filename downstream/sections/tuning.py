@@ -19,8 +19,8 @@ def tuning(view: View) -> Section:
         )
     blocks: list[Block] = [
         page.paragraph(
-            "These settings, for each arm apart and with the same budget, on validation patients only. Test patients had "
-            "no part in it."
+            "These settings, for each arm apart and with the same budget, on validation patients only. Test patients "
+            "had no part in it."
         )
     ]
     for measure in dict.fromkeys(t.measure for t in view.trials):

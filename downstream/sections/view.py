@@ -12,7 +12,9 @@ from downstream.comparison import METRICS, Point, Trial, compare, prepare, searc
 from downstream.drawing import Look, looks
 from downstream.efficiency import Reached
 from downstream.evaluation import Evaluation
-from downstream.tables import MEMBER, pooled_baselines
+from downstream.jackknife import pseudo_rows
+from downstream.tables import MEMBER, last_step, pooled_baselines, rows_of_test
+from downstream.volume_metrics import PREDICTION, TRUTH
 
 MARKS = ("better", "worse")  # texts of a table's cells that are coloured
 LEADING = ("dice", "auroc", "mae")  # the metric that figures and conclusions of a measure are about: the first it has
@@ -22,11 +24,13 @@ LEADING = ("dice", "auroc", "mae")  # the metric that figures and conclusions of
 class View:
     """An evaluation and what was computed from its results.csv.
 
-    `points`: methods with at least three pre-training runs pooled; `runs`: every run by itself; `trials`: of the search
-    on validation patients; `members` {method: its runs' arms}; `baselines` {arm or method: the arm it is compared with}.
+    `rows`: of the test patients, with metrics of a whole set as pseudo-values; `points`: methods with at least three
+    pre-training runs pooled; `runs`: those of pooled methods by themselves; `trials`: of the search on validation
+    patients; `members` {method: its runs' arms}; `baselines` {arm or method: the arm it is compared with}.
     """
 
     evaluation: Evaluation
+    rows: pd.DataFrame
     points: tuple[Point, ...]
     runs: tuple[Point, ...]
     trials: tuple[Trial, ...]
@@ -97,15 +101,25 @@ class View:
 
 def view(evaluation: Evaluation) -> View:
     """Compute all that a report says. Raises ValueError when there is no row of the test patients."""
-    results, baselines = evaluation.results, evaluation.baselines
-    points = named(evaluation, compare(results, baselines))
-    rows = prepare(results, baselines)
+    baselines = evaluation.baselines
+    tested = scored(evaluation.results)
+    last = last_step(tested)
+    points = named(evaluation, compare(last, baselines))
+    rows = prepare(last, baselines)
     pooled = rows.loc[rows["arm"] != rows[MEMBER], ["arm", MEMBER]].drop_duplicates()
     members = {str(method): tuple(sorted(own[MEMBER])) for method, own in pooled.groupby("arm")}
-    runs = named(evaluation, compare(results, baselines, pool=False)) if members else points
-    return View(
-        evaluation, tuple(points), tuple(runs), tuple(search(results)), members, pooled_baselines(rows, baselines)
-    )
+    single = last[last["arm"].isin({run for own in members.values() for run in own} | {*baselines.values()})]
+    runs = named(evaluation, compare(single, baselines, pool=False)) if members else []
+    trials, paired = tuple(search(evaluation.results)), pooled_baselines(rows, baselines)
+    return View(evaluation, tested, tuple(points), tuple(runs), trials, members, paired)
+
+
+def scored(results: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the test patients in which metrics of a whole set stand beside those of patients: computed once."""
+    rows = rows_of_test(results, [*METRICS, PREDICTION, TRUTH])
+    given = rows["metric"].isin([PREDICTION, TRUTH])
+    parts = [rows[~given], pseudo_rows(rows[given])] if given.any() else [rows]
+    return pd.concat(parts, ignore_index=True)
 
 
 def named(evaluation: Evaluation, points: Sequence[Point]) -> list[Point]:
@@ -131,8 +145,8 @@ def metric_axis(metric: str) -> str:
 
 
 def prepared(found: View) -> pd.DataFrame:
-    """The rows behind the points, methods pooled, all steps."""
-    return prepare(found.evaluation.results, found.evaluation.baselines)
+    """The rows behind the points, methods pooled."""
+    return prepare(last_step(found.rows), found.evaluation.baselines)
 
 
 def grouped(found: Iterable[Reached]) -> dict[str, list[Reached]]:

@@ -25,8 +25,9 @@ COLUMNS = 4  # panels side by side
 class Outcomes:
     """Predictions of one arm over all trainings at one amount of labels.
 
-    `predicted` (N,): the probability of the second of two classes, of the likeliest of more, or a number in the units of
-    the target; `true` (N,): whether it was right (0 or 1), or the number. `seeds`: trainings; `patients` behind each.
+    `predicted` (N,): the probability of the second of two classes, of the likeliest of more, or a number in the units
+    of the target; `true` (N,): whether it was right (0 or 1), or the number. `seeds`: trainings.
+    `patients`: behind each.
     """
 
     predicted: np.ndarray
@@ -92,9 +93,9 @@ def _chart(view: View, measure: str, n: int, found: dict[str, Outcomes], regress
         alt = f"{where}: predictions against truth, a panel an arm."
     else:
         caption = (
-            f"{where}: calibration. Predictions of all trainings in bins of equal size; on the diagonal a probability is "
-            "what it says, below it is too sure. The bins are few and patients recur, so small departures mean nothing; "
-            "the calibration error with its interval is under Numbers."
+            f"{where}: calibration. Predictions of all trainings in bins of equal size; on the diagonal a probability "
+            "is what it says, below it is too sure. The bins are few and patients recur: small departures mean "
+            "nothing. The calibration error with its interval is under Numbers."
         )
         parts = [f"{arm}: {'; '.join(f'{p:.2f} said, {t:.2f} true' for p, t, _ in reliability(own))}"
                  for arm, own in found.items()]  # fmt: skip

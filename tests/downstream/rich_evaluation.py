@@ -20,7 +20,12 @@ from ssl3d.seeding import numpy_generator
 CLASSES = ("anterior", "posterior")
 BASE = {1: 0.60, 2: 0.69, 4: 0.76, 8: 0.81, 16: 0.84}  # scratch, fine-tuned
 # {method: (pre-training runs, gain at one label when fine-tuned, gain of the probe)}
-METHODS = {"PositionMAE": (3, 0.07, 0.30), "MAE": (3, 0.04, 0.22), "VolumeFusion": (1, 0.01, 0.05), "VoCo": (1, -0.02, 0.12)}
+METHODS = {
+    "PositionMAE": (3, 0.07, 0.30),
+    "MAE": (3, 0.04, 0.22),
+    "VolumeFusion": (1, 0.01, 0.05),
+    "VoCo": (1, -0.02, 0.12),
+}
 MEASURES = {
     "finetune": {"title": "Fine-tuning", "baseline": "scratch", "trains": True},
     "probe": {"title": "Linear probe", "baseline": "a random encoder", "trains": False},
@@ -48,7 +53,7 @@ def _gain(method: str, n: int, probe: bool) -> float:
 def segmentation(
     measure: str, amounts: Sequence[int], seeds: int, patients: int, steps: Sequence[int] = (0,), seed: int = 0
 ) -> pd.DataFrame:
-    """Test rows of Dice and HD95: luck of runs, subsets and patients, classes of unequal difficulty, a learning curve."""
+    """Test rows of Dice and HD95: luck of runs, subsets, patients; classes of unequal difficulty; a learning curve."""
     probe = measure == "probe"
     patient = numpy_generator(seed, "patients").normal(0, 0.03, patients)
     parts = []
@@ -88,14 +93,24 @@ def classification(amounts: Sequence[int], seeds: int, patients: int, seed: int 
 
 
 def _rows(
-    arm: str, method: str, run: int | None, measure: str, n: int, s: int, step: int, label: str, metric: str, values: np.ndarray
+    arm: str,
+    method: str,
+    run: int | None,
+    measure: str,
+    n: int,
+    s: int,
+    step: int,
+    label: str,
+    metric: str,
+    values: np.ndarray,
 ) -> pd.DataFrame:
     names = [f"p{i:02d}" for i in range(len(values))]
     return pd.DataFrame({
         "suite": "hippocampus", "dataset": "Hippocampus", "arm": arm, "run": f"runs/{arm}" if method else "",
         "pretrain_seed": np.nan if run is None else float(run), "method": method,
         "init": "encoder" if method else "random", "schedule": measure, "n_labelled": n, "subset": s, "seed": s,
-        "step": step, "split": "test", "domain": "", "patient": names, "case": [f"{name}_0" for name in names], "label": label,
+        "step": step, "split": "test", "domain": "", "patient": names,
+        "case": [f"{name}_0" for name in names], "label": label,
         "metric": metric, "value": np.asarray(values, dtype=float),
     })[list(COLUMNS)]  # fmt: skip
 
@@ -110,13 +125,14 @@ def write_rich(
     dataset: str = "Hippocampus",
     modality: str = "mr",
     seed: int = 0,
+    classify: bool = True,
 ) -> Path:
     """The directory that `ssl3d evaluate` leaves, before its report."""
     results = pd.concat(
         [
             segmentation("finetune", amounts, seeds, patients, steps, seed),
             segmentation("probe", amounts, seeds, patients, seed=seed),
-            classification(amounts, seeds, 24, seed),
+            *([classification(amounts, seeds, 24, seed)] if classify else []),
         ],
         ignore_index=True,
     ).assign(dataset=dataset, suite=dataset.lower())
