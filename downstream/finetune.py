@@ -148,6 +148,8 @@ class Finetune(Training):
 
     def refuse(self, arm: Arm, key: str) -> None:
         """See Measure.refuse."""
+        if self.train != "lora":
+            return
         try:
             Frozen(arm.backbone(0), self.train, self.lora_rank, self.lora_alpha)
         except ValueError as error:

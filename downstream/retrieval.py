@@ -30,6 +30,10 @@ class Retrieval(Knn):
         own = [(self.position_weight >= 0, "position_weight", self.position_weight, "0 or more")]
         return [*super().check(key), *faults(key, own)]
 
+    def title(self) -> str:
+        """See Measure.title."""
+        return super().title() + (", near places first" if self.position_weight else "")
+
     def prior(self) -> float:
         """See Knn.prior."""
         return self.position_weight

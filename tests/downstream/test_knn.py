@@ -94,7 +94,7 @@ def test_cells_of_an_encoder_are_computed_together_and_alike(prepared):
         alone = read_cell(context.out, context.key(own[0]))
         assert alone["value"].tolist() == together[0]["value"].tolist()
         assert all(np.isfinite(t["value"]).all() and set(t["patient"]) == set(own[0].scored) for t in together)
-        assert measure.title() in ("kNN probe", "Label propagation")
+        assert measure.title() in ("kNN probe", "Label propagation, near places first")
 
 
 def test_one_window_is_the_features_of_the_whole_image(prepared):
