@@ -27,7 +27,7 @@ from downstream.planning import describe_plan
 from downstream.report import write_report
 from downstream.results import read_cell, write_atomic, write_results
 from downstream.scoring import done
-from downstream.setup import prepare
+from downstream.setup import describe_data, prepare
 from downstream.splits import Split
 from downstream.suite import load_suite
 from downstream.times import write_seconds
@@ -117,6 +117,7 @@ def _evaluate(context: Context, split: Split, arms: list[Arm], warnings: list[st
     _write_json(out / "measures.json", {name: m.describe(context, arms) for name, m in suite.measures.items()})
     _write_json(out / "environment.json", environment() | {"workers": workers, "threads": suite.threads})
     _write_json(out / "warnings.json", warnings)
+    _write_json(out / "data.json", describe_data(context))
     write_atomic(out / "suite.yaml", OmegaConf.to_yaml(OmegaConf.create(suite.to_dict())).encode())
     write_cases(context, split, [c for c in tests if c.pictures])
     report = write_report(out)
@@ -170,7 +171,10 @@ def _run(pool: Pool, jobs: Sequence[Job], meter: _Meter, end: int) -> None:
 def _search_results(context: Context, search: Sequence[Cell]) -> pd.DataFrame:
     tables = [
         read_cell(context.out, context.key(cell)).assign(
-            measure=cell.measure, arm=cell.arm.name, choice=context.measure(cell).grid().index(cell.choice)
+            measure=cell.measure,
+            arm=cell.arm.name,
+            seed=cell.seed,
+            choice=context.measure(cell).grid().index(cell.choice),
         )
         for cell in search
     ]

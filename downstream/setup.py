@@ -65,6 +65,13 @@ def labelled_rows(store: Store) -> dict[str, tuple[int, ...]]:
     return {subject: tuple(rows) for subject, rows in found.items()}
 
 
+def describe_data(context: Context) -> dict[str, list[str]]:
+    """What a report says of the labelled store: data.json, the modalities of its labelled volumes."""
+    store = context.store
+    found = {str(m) for rows in context.rows.values() for row in rows for m in store.cell("modality", row)}
+    return {"modality": sorted(found)}
+
+
 def label_classes(store: Store, rows: Sequence[int], chosen: Sequence[str] | None) -> tuple[dict[int, str], int | None]:
     """({label value: class name} sorted by value, ignore value) of the labelled volumes, the `chosen` names only.
 
