@@ -7,6 +7,7 @@ import dataclasses
 import io
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from downstream.arms import Arm
 from downstream.context import VALIDATION, Cell, Context
 from downstream.jobs import limited_threads
 from downstream.measure import Measure
+from downstream.methods import method_of
+from downstream.power import Design, components_of, sentence
+from downstream.results import RESULTS_FILE, read_results
 from downstream.scoring import done
 from downstream.splits import Split, labelled_subset
 from downstream.times import read_seconds
@@ -49,8 +53,32 @@ def describe_plan(
         hours = "" if not to_do or seconds is None else f", about {duration(to_do * seconds)} of one worker ({how})"
         left += to_do * (seconds or 0.0)
         sentences.append(f"{name}: {len(own)} cells, {len(finished)} finished{hours}")
+    sentences += power_sentences(context, split, arms)
     total = f"{len(cells)} cells of {len(arms)} arms"
     return [*sentences, f"{total}: about {duration(left / workers)} left with {workers} worker(s), an estimate"]
+
+
+def power_sentences(context: Context, split: Split, arms: Sequence[Arm]) -> list[str]:
+    """The least difference that each measure finds (downstream.power), from the spread of an earlier evaluation in OUT.
+
+    Without one nobody knows how much patients and seeds differ, and the sentence says how to find out.
+    """
+    if not (context.out / RESULTS_FILE).exists():
+        return [
+            "power: not known before differences were seen: evaluate few seeds into this --out, and plan again"
+        ]
+    methods = Counter(method_of(arm.provenance, arm.digest) for arm in arms if not arm.is_scratch)
+    results = read_results(context.out)
+    sentences = []
+    for name, measure in context.suite.measures.items():
+        if measure.VOLUMES:  # judged over the whole set of patients: downstream.power knows scores of a patient
+            continue
+        design = Design(len(measure.seed_numbers()), len(split.test), min(methods.values(), default=1))
+        try:
+            sentences.append(f"power, {name}: {sentence(design, components_of(results, name))}")
+        except ValueError as error:
+            sentences.append(f"power, {name}: not known: {error}")
+    return sentences
 
 
 def _an_arm(measure: Measure) -> int:

@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 from shapes_store import CLASSES, suite_values, write_run, write_store
+from synthetic_evaluation import rows, write_evaluation
 
 import downstream
 from downstream.context import VALIDATION, Cell, store_digest
+from downstream.finetune import Finetune
 from downstream.plan import best_choices, final_cells, picture_rows, search_cells
+from downstream.planning import power_sentences
 from downstream.results import COLUMNS, MEAN_FOREGROUND, read_results
+from downstream.schedule import FinetuneOptim
 from downstream.setup import prepare
+from downstream.splits import Split
 from downstream.suite import load_suite
 from ssl3d.data.store import open_store
 
@@ -192,13 +198,26 @@ def test_a_plan_counts_cells_and_trains_nothing(labelled_store, split_file, run_
     said = capsys.readouterr().out
     assert "patients: 3 pool, 1 validation, 3 test" in said
     assert "finetune: 12 cells, 0 finished, about" in said and "estimate from a trial" in said
-    assert "12 cells of 2 arms: about" in said
+    assert "12 cells of 2 arms: about" in said and "power: not known before differences were seen" in said
     assert json.loads(path.read_text())["test"] == ["patient_04", "patient_05", "patient_06"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [".lock", "split.json"]
     with pytest.raises(ValueError, match="no run to evaluate: name a run"):
         downstream.evaluate([], values, tmp_path / "none")
     assert downstream.evaluate([], values, tmp_path / "none", plan_only=True).exists()
     assert "finetune: 6 cells an arm" in capsys.readouterr().out
+
+
+def test_a_plan_in_the_folder_of_an_evaluation_states_its_power(tmp_path):
+    """Synthetic results of the planned measure, as an earlier evaluation left them."""
+    earlier = rows({"mae": {1: 0.05}})
+    write_evaluation(tmp_path, earlier)
+    measure = next(m for m in earlier["schedule"].unique() if "=" not in m)
+    suite = SimpleNamespace(measures={measure: Finetune(
+        n_labelled=[1], seeds=5, steps=1, batch_size=1, patch_size=(8, 8, 8), optim=FinetuneOptim(lr=[0.1])
+    )})  # fmt: skip
+    context, split = SimpleNamespace(out=tmp_path, suite=suite), Split((), (), tuple("abcdefgh"))
+    (found,) = power_sentences(context, split, [])  # type: ignore[arg-type]
+    assert found.startswith(f"power, {measure}: 5 training seeds, 8 test patients, one pre-training run: a difference")
 
 
 def test_a_changed_label_is_another_store(labelled_store, tmp_path):
