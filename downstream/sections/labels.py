@@ -75,16 +75,16 @@ def sentence(view: View, group: Sequence[Reached]) -> str:
     baseline = view.baseline(group[0].measure)
     known = [r for r in group if place(r, r.estimate)]
     parts = [
-        f"with {r.n_labelled} as {baseline if i == 0 else 'it'} with {place(r, r.estimate)}"
+        f"with {r.n_labelled} what {baseline} scores with {place(r, r.estimate)}"
         + (f" ({reached_words(place(r, r.low), place(r, r.high))})" if r.low and r.high else "")
-        for i, r in enumerate(known)
+        for r in known
     ]
     reasons = sorted({r.reason for r in group if r.reason})
     notes = [f"95 % intervals in brackets; {known[0].first:g} to {known[0].last:g} were measured"] if known else []
     notes += [f"no interval ({sentences.join(reasons)})"] if reasons else []
     if any(p and p.side for r in group for p in (r.estimate, r.low, r.high)):
         notes.append("what lies beyond the range is unknown")
-    return f"{group[0].arm} scores {', '.join(parts)} labelled patients. {'; '.join(notes).capitalize()}."
+    return f"{group[0].arm} scores {'; '.join(parts)} labelled patients. {'; '.join(notes).capitalize()}."
 
 
 def _table(view: View, measure: str, found: Sequence[Reached]) -> Table:

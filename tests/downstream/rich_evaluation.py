@@ -86,8 +86,12 @@ def classification(amounts: Sequence[int], seeds: int, patients: int, seed: int 
                 signal = 0.5 + 0.35 * np.log2(n) + 8 * _gain(method, n, False)
                 logit = signal * (2 * truth - 1) + own.normal(0, 1.6, patients)
                 positive = 1 / (1 + np.exp(-1.3 * logit))
-                for label, metric, scores in (("healthy", "prediction", 1 - positive), ("lesion", "prediction", positive),
-                                              ("", "truth", truth)):  # fmt: skip
+                given = [
+                    ("healthy", "prediction", 1 - positive),
+                    ("lesion", "prediction", positive),
+                    ("", "truth", truth),
+                ]
+                for label, metric, scores in given:
                     parts.append(_rows(arm, method, run, "classify", n, s, 100, label, metric, scores))
     return pd.concat(parts, ignore_index=True)
 
