@@ -178,7 +178,7 @@ def p_in_words(p: float) -> str:
     return f"p = {min(math.ceil(p * 10**digits - 1e-9) / 10**digits, 1.0):.{digits}f}"
 
 
-def tests_sentence(point: Point) -> str | None:
+def sentence_of_tests(point: Point) -> str | None:
     """What both tests of a point say: their hypotheses, the exchangeable unit, the least p possible, Holm's family."""
     tests = point.tests
     if tests is None:

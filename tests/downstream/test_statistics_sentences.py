@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from downstream.comparison import Point, Tests
+from downstream import comparison
+from downstream.comparison import Point
 from downstream.permutation import Permutation
 from downstream.sentences import (
     conclusion,
@@ -13,9 +14,9 @@ from downstream.sentences import (
     p_in_words,
     runs_behind,
     sentence,
+    sentence_of_tests,
     subject,
     summary,
-    tests_sentence,
 )
 from downstream.statistics import Estimate
 
@@ -126,7 +127,7 @@ def test_number(value, signed, expected):
 
 def _tested(runs=None, **tests):
     point = _point(4, 0.0312, -0.0104, 0.0728)
-    return replace(point, difference=replace(point.difference, runs=runs), tests=Tests(**tests))
+    return replace(point, difference=replace(point.difference, runs=runs), tests=comparison.Tests(**tests))
 
 
 def test_the_subject_is_a_method_from_three_runs_on():
@@ -142,14 +143,14 @@ def test_the_subject_is_a_method_from_three_runs_on():
 def test_tests_in_words():
     exact = Permutation(0.0625, 0.0625, 32, True, 5)
     point = _tested(p=0.0312, permutation=exact, p_holm=0.0936, permutation_holm=0.1875, family=3)
-    assert tests_sentence(point) == (
+    assert sentence_of_tests(point) == (
         "at 4 labelled patients, tested that the mean difference is zero: p = 0.032 (p = 0.094 after Holm over 3 "
         "comparisons); that on these test patients the start makes no difference: p = 0.063, the smallest possible "
         "when arms are exchanged within each of 5 replicates (labelled subset and seed) (p = 0.19 after Holm over 3 "
         "comparisons)"
     )
-    assert "p = 0.063 at the least" in tests_sentence(_tested(p=0.5, permutation=replace(exact, p=0.5)))
-    assert tests_sentence(_point(1, 0.0, -0.1, 0.1)) is None
+    assert "p = 0.063 at the least" in sentence_of_tests(_tested(p=0.5, permutation=replace(exact, p=0.5)))
+    assert sentence_of_tests(_point(1, 0.0, -0.1, 0.1)) is None
 
 
 @pytest.mark.parametrize(("p", "words"), [(0.0005, "p < 0.001"), (0.0491, "p = 0.050"), (0.04, "p = 0.040"),
