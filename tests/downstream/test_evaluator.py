@@ -210,12 +210,12 @@ def test_a_plan_counts_cells_and_trains_nothing(labelled_store, split_file, run_
 def test_a_plan_in_the_folder_of_an_evaluation_states_its_power(tmp_path):
     """Synthetic results of the planned measure, as an earlier evaluation left them."""
     earlier = rows({"mae": {1: 0.05}})
-    write_evaluation(tmp_path, earlier)
+    write_evaluation(tmp_path / "out", earlier)
     measure = next(m for m in earlier["schedule"].unique() if "=" not in m)
     suite = SimpleNamespace(measures={measure: Finetune(
         n_labelled=[1], seeds=5, steps=1, batch_size=1, patch_size=(8, 8, 8), optim=FinetuneOptim(lr=[0.1])
     )})  # fmt: skip
-    context, split = SimpleNamespace(out=tmp_path, suite=suite), Split((), (), tuple("abcdefgh"))
+    context, split = SimpleNamespace(out=tmp_path / "out", suite=suite), Split((), (), tuple("abcdefgh"))
     (found,) = power_sentences(context, split, [])  # type: ignore[arg-type]
     assert found.startswith(f"power, {measure}: 5 training seeds, 8 test patients, one pre-training run: a difference")
 
