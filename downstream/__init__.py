@@ -11,12 +11,19 @@ from typing import Any
 
 
 def evaluate(
-    runs: Sequence[str | Path], suite: str | Path | Mapping[str, Any], out: str | Path, overrides: Sequence[str] = ()
+    runs: Sequence[str | Path],
+    suite: str | Path | Mapping[str, Any],
+    out: str | Path,
+    overrides: Sequence[str] = (),
+    plan_only: bool = False,
 ) -> Path:
-    """Judge runs or weights files by a suite against scratch; returns OUT/report.html (downstream.evaluator)."""
+    """Judge runs or weights files by a suite against scratch; returns OUT/report.html (downstream.evaluator).
+
+    `plan_only`: say what it would take instead; returns OUT/split.json.
+    """
     from downstream import evaluator
 
-    return evaluator.evaluate(runs, suite, out, overrides)
+    return evaluator.evaluate(runs, suite, out, overrides, plan_only)
 
 
 def redraw(folders: Sequence[Path]) -> list[Path]:

@@ -29,7 +29,8 @@ def write_cases(context: Context, split: Split, cells: Sequence[Cell]) -> list[P
     """Write a file for each test case shown, from the stored predictions of `cells` (one an arm)."""
     folder = context.out / CASES
     shutil.rmtree(folder, ignore_errors=True)
-    return [_write_case(context, row, cells, folder) for row in picture_rows(context, split)]
+    rows = picture_rows(context, split) if cells else ()
+    return [_write_case(context, row, cells, folder) for row in rows]
 
 
 def _write_case(context: Context, row: int, cells: Sequence[Cell], folder: Path) -> Path:

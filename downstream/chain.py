@@ -84,7 +84,7 @@ def quickstart(out: Path | str, data: Path | str | None = None) -> Path:
     report = evaluate([run], variant.suite, out / "evaluate", _suite_settings(out, raw, variant, split))
 
     say("6 of 6: what was found")
-    for sentence in json.loads((report.parent / "summary.json").read_text())["conclusions"]:
+    for sentence in json.loads((report.parent / "report.json").read_text())["conclusions"]:
         say(f"  {sentence}")
     say(f"report: {report}")
     return report
@@ -202,8 +202,8 @@ def _suite_settings(out: Path, raw: Path, variant: Variant, split: Split) -> lis
     name = datasets.read_description(raw / datasets.DATASET_FILE).get("name") or "data"
     given = [f"store={out / 'labelled.zarr'}", f"split={out / 'split.json'}", f"dataset={json.dumps(str(name))}"]
     suite = load_suite(variant.suite, given)
-    for measure, settings in (("probe", suite.measures.probe), ("finetune", suite.measures.finetune)):
-        if settings is not None and max(settings.n_labelled) > len(split.pool):
+    for measure, settings in suite.measures.items():
+        if max(settings.n_labelled) > len(split.pool):
             amounts = [n for n in settings.n_labelled if n < len(split.pool)] + [len(split.pool)]
             given.append(f"measures.{measure}.n_labelled={amounts}")
     return given

@@ -1,27 +1,51 @@
 """From results.csv to what a report says: each arm's score, and its paired difference to scratch, point by point.
 
-Aggregation: cases -> patient, then classes -> one score a patient, then patients and training replicates -> the set.
-Differences are taken class by class, patient by patient and replicate by replicate before anything is averaged.
+Aggregation: cases -> patient, then classes -> one score a patient, then patients, training replicates and, where a
+method has at least three, pre-training runs -> the set. Differences are taken class by class, patient by patient and
+replicate by replicate before anything is averaged.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from downstream.results import MEAN_FOREGROUND
-from downstream.statistics import LEVEL, Estimate, complete_block, estimate
+from downstream.jackknife import pseudo_rows
+from downstream.permutation import Permutation, holm, permutation_test
+from downstream.statistics import (
+    FEWEST_RUNS,
+    LEVEL,
+    Estimate,
+    complete_block,
+    complete_cube,
+    estimate,
+    estimate_runs,
+    p_value,
+)
+from downstream.tables import (
+    SCRATCH,
+    SEARCH,
+    TEST,
+    VALIDATION,
+    Scores,
+    groups,
+    last_step,
+    patient_means,
+    pool_runs,
+    pooled_baselines,
+    rows_of_test,
+    scores_by_arm,
+    split_runs,
+    table_of,
+)
+from downstream.volume_metrics import PREDICTION, TRUTH
 
-TEST, VALIDATION = "test", "validation"
-SCRATCH = "scratch"
 MEASURES = {"finetune": "Fine-tuning", "probe": "Linear probe"}
 BASELINES = {"finetune": "scratch", "probe": "a random encoder"}  # the arm without pre-training, in words
-SEARCH = " lr="  # "finetune lr=0.01" marks a row of the learning-rate search
 
 
 @dataclass(frozen=True)
@@ -32,14 +56,51 @@ class Metric:
     unit: str
     higher_is_better: bool
     decimals: int
-    highest: float  # the lowest is 0
+    highest: float
+    lowest: float = 0.0
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The range of a score."""
+        return self.lowest, self.highest
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """The range of a difference of two scores."""
+        width = self.highest - self.lowest
+        return -width, width
 
 
 METRICS = {
     "dice": Metric("Dice", "Dice", True, 2, 1.0),
+    "nsd": Metric("NSD", "NSD", True, 2, 1.0),
     "hd95": Metric("HD95", "mm HD95", False, 1, math.inf),
     "assd": Metric("ASSD", "mm ASSD", False, 2, math.inf),
+    "auroc": Metric("AUROC", "AUROC", True, 2, 1.0),
+    "ap": Metric("average precision", "average precision", True, 2, 1.0),
+    "f1": Metric("F1", "F1", True, 2, 1.0),
+    "brier": Metric("Brier score", "Brier score", False, 2, 2.0),
+    "ece": Metric("calibration error", "calibration error", False, 2, 1.0),
+    "mae": Metric("mean absolute error", "mean absolute error", False, 2, math.inf),
+    "rmse": Metric("root mean squared error", "root mean squared error", False, 2, math.inf),
+    "pearson": Metric("linear correlation", "linear correlation", True, 2, 1.0, -1.0),
+    "spearman": Metric("rank correlation", "rank correlation", True, 2, 1.0, -1.0),
 }
+
+
+@dataclass(frozen=True)
+class Tests:
+    """Tests of one difference, beside its interval; a p-value is None where the design gives none.
+
+    `p`: of the crossed model, the one that belongs to the interval; `permutation`: of the sharp null hypothesis, exact;
+    both also after Holm over the `family` of comparisons: all arms and amounts of labels of one measure and metric.
+    """
+
+    p: float | None
+    permutation: Permutation | None
+    p_holm: float | None = None
+    permutation_holm: float | None = None
+    family: int = 1
 
 
 @dataclass(frozen=True)
@@ -48,7 +109,9 @@ class Point:
 
     `score`: the arm's own mean; `difference`: arm minus baseline, paired; `joint`: the same difference, its
     interval widened (Bonferroni) so that all points of this arm, measure and metric hold together. Both None for a
-    baseline. `subsets`: distinct labelled subsets; `seeds`: distinct training seeds.
+    baseline, and `tests` with them. `subsets`: distinct labelled subsets; `seeds`: distinct training seeds. `arm` is
+    the name of a method where at least three of its pre-training runs are behind the point. `title` of the measure and
+    `without`, its arm without pre-training, are what sentences call them where the evaluation says so (measures.json).
     """
 
     measure: str
@@ -61,10 +124,18 @@ class Point:
     seeds: int
     difference: Estimate | None = None
     joint: Estimate | None = None
+    tests: Tests | None = None
+    title: str = ""
+    without: str = ""
 
     @property
     def is_baseline(self) -> bool:
         return self.arm == self.baseline
+
+    @property
+    def of_method(self) -> bool:
+        """Whether it says something about the method that made the checkpoints: three pre-training runs or more."""
+        return ((self.difference or self.score).runs or 0) >= FEWEST_RUNS
 
     def verdict(self, joint: bool = False) -> str:
         """ "better", "worse", "not distinguishable" or "no interval", judged by the (joint) interval."""
@@ -75,28 +146,49 @@ class Point:
         return {1: "better", -1: "worse", 0: "not distinguishable"}[sign]
 
 
-def compare(results: pd.DataFrame, baselines: Mapping[str, str] | None = None, level: float = LEVEL) -> list[Point]:
+def compare(
+    results: pd.DataFrame,
+    baselines: Mapping[str, str] | None = None,
+    level: float = LEVEL,
+    pool: bool = True,
+) -> list[Point]:
     """All points of the test patients, ordered by measure, metric, n_labelled, baseline first, then arms by name.
 
-    `baselines` {arm: its scratch arm}; by default `scratch`. Several pre-training runs under one arm name are kept
-    apart, an arm a run. Raises ValueError when there is no row of the test patients.
+    `baselines` {arm: its scratch arm}; by default `scratch`. At least three pre-training runs of a method are one arm
+    of its name (`pool` False: never); fewer are kept apart, an arm a run. Metrics of a whole set (AUROC, ...) are
+    computed from the predictions for its volumes. Raises ValueError when there is no row of the test patients.
     """
-    rows = results[(results["split"] == TEST) & results["metric"].isin(list(METRICS))]
-    rows = rows[~rows["schedule"].str.contains(SEARCH, regex=False)]
-    if rows.empty:
-        raise ValueError("results.csv holds no row with split=test: the evaluation has not finished one cell")
-    rows = _last_step(_split_runs(rows))
-    baselines = dict(baselines or {})
+    rows = prepare(results, baselines or {}, pool=pool)
+    baselines = pooled_baselines(rows, baselines or {})
     points: list[Point] = []
-    for (measure, metric), group in _groups(rows, ["schedule", "metric"]):
-        tables = {(int(n), str(arm)): _table(cell) for (n, arm), cell in _groups(group, ["n_labelled", "arm"])}
-        for (n, arm), table in sorted(tables.items(), key=lambda item: _order(item[0], baselines)):
+    for (measure, metric), group in groups(last_step(rows), ["schedule", "metric"]):
+        tables = scores_by_arm(group)
+        family: list[Point] = []
+        for (n, arm), own in sorted(tables.items(), key=lambda item: _order(item[0], baselines)):
             baseline = baselines.get(arm, SCRATCH)
             other = tables.get((n, baseline)) if arm != baseline else None
             compared = sum((m, baseline) in tables for m, a in tables if a == arm)
-            points.append(_point(str(measure), str(metric), arm, baseline, n, table, other, compared, level))
+            family.append(_point(str(measure), str(metric), arm, baseline, n, own, other, compared, level))
+        points += _corrected(family)
     measures, metrics = [*MEASURES, *sorted({p.measure for p in points} - set(MEASURES))], list(METRICS)
     return sorted(points, key=lambda p: (measures.index(p.measure), metrics.index(p.metric)))
+
+
+def prepare(
+    results: pd.DataFrame, baselines: Mapping[str, str], metrics: Collection[str] = tuple(METRICS), pool: bool = True
+) -> pd.DataFrame:
+    """The rows of `metrics` that are compared, all steps: of the test patients, a set's metrics as pseudo-values, arms
+    named by pool_runs.
+
+    Raises ValueError when the test patients have no row at all.
+    """
+    rows = rows_of_test(results, [*METRICS, PREDICTION, TRUTH])
+    if rows.empty:
+        raise ValueError("results.csv holds no row with split=test: the evaluation has not finished one cell")
+    if (rows["metric"] == PREDICTION).any():
+        rows = pd.concat([rows, pseudo_rows(rows, metrics)], ignore_index=True)
+    rows = rows[rows["metric"].isin(list(metrics))]
+    return pool_runs(rows, baselines, FEWEST_RUNS if pool else None)
 
 
 def _point(
@@ -105,78 +197,52 @@ def _point(
     arm: str,
     baseline: str,
     n: int,
-    table: pd.DataFrame,
-    other: pd.DataFrame | None,
+    own: Scores,
+    other: Scores | None,
     compared: int,
     level: float,
 ) -> Point:
-    difference = joint = None
-    highest = METRICS[metric].highest
-    if other is not None:
-        paired = _patients(table - other)
-        difference = estimate(paired, level, (-highest, highest))
-        joint = estimate(paired, 1 - (1 - level) / compared, (-highest, highest))
-    subsets, seeds = table.attrs["subsets"], table.attrs["seeds"]
-    score = estimate(_patients(table), level, (0.0, highest))
-    return Point(measure, metric, arm, baseline, n, score, subsets, seeds, difference, joint)
+    about = METRICS[metric]
+    score = _estimate(own, level, about.limits)
+    if other is None:
+        return Point(measure, metric, arm, baseline, n, score, own.subsets, own.seeds)
+    paired = own.minus(other)
+    difference = _estimate(paired, level, about.span)
+    joint = _estimate(paired, 1 - (1 - level) / compared, about.span)
+    return Point(
+        measure, metric, arm, baseline, n, score, own.subsets, own.seeds, difference, joint, _tests(paired, difference)
+    )
 
 
-def _groups(rows: pd.DataFrame, by: list[str]) -> Iterator[tuple[Any, pd.DataFrame]]:
-    """groupby, its keys typed as pandas delivers them: plain values."""
-    yield from rows.groupby(by, sort=False)
+def _estimate(own: Scores, level: float, limits: tuple[float, float]) -> Estimate:
+    tables = own.patients()
+    return estimate(tables[0], level, limits) if own.runs is None else estimate_runs(tables, level, limits)
 
 
-def _strict_mean(grouped: Any) -> Any:
-    """Means of a groupby, missing where a value is: averaging what is left would change what is compared."""
-    means, counts = grouped.mean(), grouped.count()
-    return means.where(counts.eq(grouped.size(), axis=0))
+def _tests(paired: Scores, difference: Estimate) -> Tests:
+    """Both tests of the cells that the interval rests on."""
+    tables = paired.patients()
+    values = complete_block(tables[0]).to_numpy() if paired.runs is None else complete_cube(tables)
+    if values.size == 0:
+        return Tests(None, None)
+    return Tests(None if difference.low is None else p_value(values), permutation_test(values))
+
+
+def _corrected(family: Sequence[Point]) -> list[Point]:
+    """Holm over all comparisons of one measure and metric."""
+    tested = [p.tests for p in family]
+    plain = holm([t.p if t else None for t in tested])
+    exact = holm([t.permutation.p if t and t.permutation else None for t in tested])
+    count = sum(t is not None for t in tested)
+    return [
+        replace(point, tests=replace(t, p_holm=p, permutation_holm=q, family=count)) if t else point
+        for point, t, p, q in zip(family, tested, plain, exact)
+    ]
 
 
 def _order(key: tuple[int, str], baselines: Mapping[str, str]) -> tuple[int, bool, str]:
     n, arm = key
     return n, arm != baselines.get(arm, SCRATCH), arm
-
-
-def _split_runs(rows: pd.DataFrame) -> pd.DataFrame:
-    """Give every pre-training run its own arm: a mean over runs would need them as a third random factor."""
-    runs = rows.groupby("arm")["run"].nunique()
-    several = rows["arm"].isin(runs[runs > 1].index)
-    if not several.any():
-        return rows
-    names = rows["arm"].where(~several, rows["arm"] + " (" + rows["run"].astype(str) + ")")
-    return rows.assign(arm=names)
-
-
-def _last_step(rows: pd.DataFrame) -> pd.DataFrame:
-    """Only the end of each training: earlier steps belong to learning speed."""
-    last = rows.groupby(["arm", "schedule", "n_labelled"])["step"].transform("max")
-    return rows[rows["step"] == last]
-
-
-def _table(cell: pd.DataFrame) -> pd.DataFrame:
-    """One arm and point: scores with a row a replicate and a column a (patient, label), averaged over cases.
-
-    A replicate is a labelled subset when several were drawn (its seeds averaged: they share its labels, so they are no
-    independent repetitions), otherwise a seed.
-    """
-    classes = cell[cell["label"] != MEAN_FOREGROUND]
-    cell = cell if classes.empty else classes
-    subsets, seeds = int(cell["subset"].nunique()), int(cell["seed"].nunique())
-    by = "subset" if subsets > 1 else "seed"
-    per_case = cell.assign(value=cell["value"].astype(float)).groupby(
-        [by, "seed" if by == "subset" else "subset", "patient", "label"]
-    )["value"]
-    per_patient = _strict_mean(per_case)
-    table = _strict_mean(per_patient.groupby([by, "patient", "label"]))
-    wide = table.unstack(["patient", "label"])
-    wide.attrs = {"subsets": subsets, "seeds": seeds}
-    return wide
-
-
-def _patients(table: pd.DataFrame) -> pd.DataFrame:
-    """Average the classes of each patient; a patient with one class missing in a replicate has no score there."""
-    known = table.dropna(axis=1, how="all")  # a class the patient has not got
-    return _strict_mean(known.T.groupby(level="patient")).T
 
 
 def patient_scores(results: pd.DataFrame, measure: str, metric: str, n_labelled: int) -> pd.DataFrame:
@@ -187,19 +253,24 @@ def patient_scores(results: pd.DataFrame, measure: str, metric: str, n_labelled:
         & (results["metric"] == metric)
         & (results["n_labelled"] == n_labelled)
     ]
-    rows = _last_step(_split_runs(rows))
-    columns = {str(arm): complete_block(_patients(_table(cell))).mean(axis=0) for arm, cell in rows.groupby("arm")}
+    rows = last_step(split_runs(rows))
+    columns = {
+        str(arm): complete_block(patient_means(table_of(cell))).mean(axis=0) for arm, cell in rows.groupby("arm")
+    }
     return pd.DataFrame(columns)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One learning rate tried for one arm: its mean score over the validation patients, and whether it was taken."""
+    """One choice of settings tried for one arm: its mean Dice over the validation patients, and whether it was taken.
+
+    `choice`: in words, "lr=0.01" or "lr=0.01 schedule=constant".
+    """
 
     measure: str
     arm: str
     n_labelled: int
-    lr: float
+    choice: str
     seeds: int
     patients: int
     score: float
@@ -207,18 +278,18 @@ class Trial:
 
 
 def search(results: pd.DataFrame) -> list[Trial]:
-    """The learning-rate search, from the validation rows: every arm and rate, the best of each arm marked."""
-    rows = results[(results["split"] == VALIDATION) & results["schedule"].str.contains(SEARCH, regex=False)]
-    rows = rows[rows["metric"] == "dice"]
+    """The searches, from the validation rows: every arm and choice, the best of each arm marked; choices in order."""
+    rows = results[(results["split"] == VALIDATION) & results["schedule"].str.contains(SEARCH, regex=True)]
+    rows = last_step(rows[rows["metric"] == "dice"])
     found: list[Trial] = []
-    for (schedule, arm, n), cell in _groups(rows, ["schedule", "arm", "n_labelled"]):
-        measure, lr = str(schedule).split(SEARCH)
-        score = float(np.nanmean(_patients(_table(cell)).to_numpy()))
+    for (schedule, arm, n), cell in groups(rows, ["schedule", "arm", "n_labelled"]):
+        measure, _, choice = str(schedule).partition(" ")
+        score = float(np.nanmean(patient_means(table_of(cell)).to_numpy()))
         seeds, patients = int(cell["seed"].nunique()), int(cell["patient"].nunique())
-        found.append(Trial(measure, str(arm), int(n), float(lr), seeds, patients, score, False))
+        found.append(Trial(measure, str(arm), int(n), choice, seeds, patients, score, False))
     best: dict[tuple[str, str], float] = {}
     for trial in found:
         key = trial.measure, trial.arm
         best[key] = max(trial.score, best.get(key, trial.score))
     found = [replace(trial, taken=trial.score == best[trial.measure, trial.arm]) for trial in found]
-    return sorted(found, key=lambda t: (t.measure, t.n_labelled, t.arm != SCRATCH, t.arm, t.lr))
+    return sorted(found, key=lambda t: (t.measure, t.n_labelled, t.arm != SCRATCH, t.arm))  # stable: choices in order

@@ -1,6 +1,7 @@
 """Does the interval cover? Simulated studies with known variance components, and the intervals that were rejected.
 
-python -m downstream.coverage --studies 4000        the table of docs/statistics.md, as Markdown
+python -m downstream.coverage --studies 4000                    a table of docs/statistics.md, as Markdown
+python -m downstream.coverage --table runs --patients 20        others: runs, tests, labels, sets
 """
 
 from __future__ import annotations
@@ -111,8 +112,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--replicates", type=int, nargs="+", default=[3, 5, 10], help="training seeds")
     parser.add_argument("--patients", type=int, nargs="+", default=[10, 30], help="test patients")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runs", type=int, nargs="+", default=[3, 5], help="pre-training runs, of --table runs")
+    parser.add_argument("--table", choices=["seeds", "runs", "tests", "labels", "sets"], default="seeds")
     options = parser.parse_args(arguments)
-    sys.stdout.write(markdown(options.studies, options.replicates, options.patients, options.seed))
+    from downstream import coverage_runs, coverage_tests  # they import this module
+
+    design = (options.studies, options.replicates, options.patients)
+    tables = {
+        "seeds": lambda: markdown(*design, options.seed),
+        "runs": lambda: coverage_runs.markdown(*design, options.runs, options.seed),
+        "tests": lambda: coverage_tests.markdown_tests(*design, options.seed),
+        "labels": lambda: coverage_tests.markdown_labels(*design, options.seed),
+        "sets": lambda: coverage_tests.markdown_sets(*design, options.seed),
+    }
+    sys.stdout.write(tables[options.table]())
 
 
 if __name__ == "__main__":

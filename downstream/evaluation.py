@@ -1,30 +1,35 @@
-"""An evaluation's directory as the report sees it, and several merged into one comparison."""
+"""An evaluation's directory as the report sees it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 
 from downstream.comparison import SCRATCH
+from downstream.domains import by_domain
 from downstream.results import RESULTS_FILE, read_results
 
 SUITE_FILE, ARMS_FILE, ENVIRONMENT_FILE = "suite.yaml", "arms.json", "environment.json"
-WARNINGS_FILE, CASES = "warnings.json", "cases"
-ANY_VALUE = ("store", "split", "workers", "pictures", "allow_leak", "name", "wandb")  # may differ: they decide no score
+MEASURES_FILE, DATA_FILE, WARNINGS_FILE, CASES = "measures.json", "data.json", "warnings.json", "cases"
+# What measures.json says, for directories written before there was one.
+USUAL_MEASURES: dict[str, dict[str, Any]] = {
+    "finetune": {"title": "Fine-tuning", "baseline": "scratch", "trains": True},
+    "probe": {"title": "Linear probe", "baseline": "a random encoder", "trains": False},
+}
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What lies in a directory written by `ssl3d evaluate`; parts that are missing are empty.
 
-    `arms` {name: what arms.json says}; `cases`: npz files; `warnings`: sentences the reader must see.
+    `arms` {name: what arms.json says}; `cases`: npz files; `warnings`: sentences the reader must see; `measures` {name:
+    {title, baseline (the arm without pre-training, in words), trains (the network itself)}}; `data`: what the labelled
+    store is (modality, patients by purpose).
     """
 
     directory: Path
@@ -34,6 +39,8 @@ class Evaluation:
     environment: dict[str, Any] = field(default_factory=dict)
     cases: tuple[Path, ...] = ()
     warnings: tuple[str, ...] = ()
+    measures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
 
     @property
     def dataset(self) -> str:
@@ -48,6 +55,11 @@ class Evaluation:
         """{arm: the arm it is compared with}."""
         return {name: str(arm.get("baseline") or SCRATCH) for name, arm in self.arms.items()}
 
+    @property
+    def modality(self) -> str:
+        """ "CT", "MR", "CT and MR"; "not recorded" in directories written before it was kept."""
+        return " and ".join(str(m).upper() for m in self.data.get("modality", ())) or "not recorded"
+
 
 def is_evaluation(directory: Path) -> bool:
     return (directory / RESULTS_FILE).is_file()
@@ -59,6 +71,9 @@ def load_evaluation(directory: Path) -> Evaluation:
     arms = _json(directory / ARMS_FILE, {})
     suite_file = directory / SUITE_FILE
     suite: Any = OmegaConf.to_container(OmegaConf.load(suite_file)) if suite_file.is_file() else {}
+    told = _json(directory / MEASURES_FILE, {})
+    measures = {str(name): about for name, about in told.items() if isinstance(about, dict)} or dict(USUAL_MEASURES)
+    results, measures = by_domain(results, measures)
     return Evaluation(
         directory,
         results,
@@ -67,93 +82,9 @@ def load_evaluation(directory: Path) -> Evaluation:
         _json(directory / ENVIRONMENT_FILE, {}),
         tuple(sorted((directory / CASES).glob("*.npz"))),
         tuple(str(warning) for warning in _json(directory / WARNINGS_FILE, [])),
+        measures,
+        _json(directory / DATA_FILE, {}),
     )
-
-
-def merge(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """One evaluation with the arms of all. Raises ValueError naming the first difference between their suites.
-
-    Every arm stays paired with the baseline of its own evaluation; arms with equal scores are kept once.
-    """
-    first = evaluations[0]
-    tables: list[pd.DataFrame] = []
-    arms: dict[str, dict[str, Any]] = {}
-    taken: dict[str, pd.DataFrame] = {}
-    for evaluation in evaluations:
-        _require_comparable(first, evaluation)
-        names = {}
-        for arm, rows in evaluation.results.groupby("arm"):
-            name = str(arm)
-            scores = _scores(rows)
-            names[name] = name
-            if name in taken and not _equal(taken[name], scores):
-                names[name] = _free(f"{name} ({evaluation.directory.name})", taken)
-            if names[name] not in taken:
-                taken[names[name]] = scores
-                tables.append(rows.assign(arm=names[name]))
-        for name, arm in names.items():
-            content = evaluation.arms.get(name, {})
-            baseline = evaluation.baselines.get(name, SCRATCH)
-            arms.setdefault(arm, {**content, "baseline": names.get(baseline, baseline)})
-    return Evaluation(
-        first.directory,
-        pd.concat(tables, ignore_index=True),
-        first.suite,
-        arms,
-        first.environment,
-        warnings=tuple(dict.fromkeys(w for e in evaluations for w in e.warnings)),
-    )
-
-
-def _require_comparable(first: Evaluation, other: Evaluation) -> None:
-    one, two = _flat(_settings(first)), _flat(_settings(other))
-    for key in dict.fromkeys([*one, *two]):
-        if one.get(key) != two.get(key):
-            raise ValueError(
-                f"{first.directory} and {other.directory} cannot be compared: {key} is {_short(one.get(key))} in the "
-                f"first and {_short(two.get(key))} in the second; evaluate both by one suite"
-            )
-
-
-def _settings(evaluation: Evaluation) -> dict[str, Any]:
-    """All that two evaluations must share: the suite, the data set, the test patients."""
-    rows = evaluation.results
-    patients = sorted(set(rows.loc[rows["split"] == "test", "patient"]))
-    suite = {key: value for key, value in evaluation.suite.items() if key not in ANY_VALUE}
-    return {"the data set": evaluation.dataset, "the set of test patients": tuple(patients), **suite}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, tuple):
-        return f"{len(value)} patients ({', '.join(value[:3])}, ...)"
-    return "not set" if value is None else str(value)
-
-
-def _scores(rows: pd.DataFrame) -> pd.DataFrame:
-    keys = ["schedule", "n_labelled", "subset", "seed", "step", "split", "case", "label", "metric"]
-    return rows[[*keys, "value"]].sort_values(keys, ignore_index=True)
-
-
-def _equal(one: pd.DataFrame, two: pd.DataFrame) -> bool:
-    if len(one) != len(two) or not one.drop(columns="value").equals(two.drop(columns="value")):
-        return False
-    return bool(np.allclose(one["value"].astype(float), two["value"].astype(float), atol=1e-9, equal_nan=True))
-
-
-def _free(name: str, taken: Mapping[str, object]) -> str:
-    number = 2
-    free = name
-    while free in taken:
-        free, number = f"{name} {number}", number + 1
-    return free
 
 
 def _json(path: Path, empty: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,73 +16,110 @@ from omegaconf import OmegaConf
 
 from downstream.arms import Arm
 from downstream.cases import write_cases
-from downstream.context import FINETUNE, PROBE, TEST, Cell, Context, describe
-from downstream.finetune import WORK, run_finetune
+from downstream.context import TEST, Cell, Context, describe
+from downstream.domains import DOMAIN
+from downstream.finetune import WORK
 from downstream.jobs import Pool, count_workers
-from downstream.plan import best_rates, finetune_cells, probe_cells, search_cells
-from downstream.probe import run_probe
+from downstream.measure import Choice, choice_words
+from downstream.methods import method_of
+from downstream.plan import best_choices, final_cells, search_cells
+from downstream.planning import describe_plan
 from downstream.report import write_report
 from downstream.results import read_cell, write_atomic, write_results
 from downstream.scoring import done
-from downstream.setup import prepare
+from downstream.setup import describe_data, prepare
 from downstream.splits import Split
 from downstream.suite import load_suite
+from downstream.times import write_seconds
 from downstream.tracking import track
 from ssl3d.environment import environment
 from ssl3d.terminal import Meter, progress, say
 
+SPLIT_FILE = "split.json"  # the patients, as the store calls them
+
 
 @dataclass(frozen=True)
 class Job:
-    """What one process computes at a time: a fine-tuning cell, or all probe cells of one encoder."""
+    """What one process computes at a time: cells of one group of their measure."""
 
     cells: tuple[Cell, ...]
 
 
 def evaluate(
-    runs: Sequence[str | Path], suite: str | Path | Mapping[str, Any], out: str | Path, overrides: Sequence[str] = ()
+    runs: Sequence[str | Path],
+    suite: str | Path | Mapping[str, Any],
+    out: str | Path,
+    overrides: Sequence[str] = (),
+    plan_only: bool = False,
 ) -> Path:
     """Judge runs (or weights files) by a suite against scratch; returns OUT/report.html.
+
+    `plan_only`: say how many cells there are and how long they may take, write and return OUT/split.json, which the
+    pre-training can leave out (data.exclude), and train nothing; runs may be left away then.
 
     Finished cells are kept in OUT/cells: the same call again computes what is missing, and a call with one more run
     computes that run. Raises ValueError (ConfigError, LeakError) or FileNotFoundError, one plain sentence each.
     """
     settings = load_suite(suite, overrides)
     out = Path(out)
+    if not runs and not plan_only:
+        raise ValueError("no run to evaluate: name a run or a weights file, or say --plan-only")
     context, split, arms, warnings = prepare(runs, settings, out)
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / ".lock", timeout=0):
+            split.save(out / SPLIT_FILE)
+            if plan_only:
+                return _plan(context, split, arms, warnings)
             return _evaluate(context, split, arms, warnings)
     except Timeout:
         raise ValueError(f"{out} is in use by another evaluation: wait for it, or give another --out") from None
+
+
+def _plan(context: Context, split: Split, arms: list[Arm], warnings: list[str]) -> Path:
+    """Say what an evaluation would do; returns the split's path."""
+    for warning in warnings:
+        say(f"warning: {warning}", error=True)
+    cells = [*_planned(context, split, arms), *search_cells(context, split, arms)]
+    workers = count_workers(context.suite.workers, context.suite.threads, len(cells))
+    for sentence in describe_plan(context, split, arms, cells, workers):
+        say(sentence)
+    return context.out / SPLIT_FILE
+
+
+def _planned(context: Context, split: Split, arms: list[Arm]) -> list[Cell]:
+    """All cells of the test; those that wait for a search hold its first choice."""
+    fixed = {(name, arm.name): m.grid()[0] for name, m in context.suite.measures.items() for arm in arms}
+    return final_cells(context, split, arms, fixed)
 
 
 def _evaluate(context: Context, split: Split, arms: list[Arm], warnings: list[str]) -> Path:
     out, suite = context.out, context.suite
     for warning in warnings:
         say(f"warning: {warning}", error=True)
-    probes, search = probe_cells(context, split, arms), search_cells(context, split, arms)
-    rates: dict[str, float] = {}
-    finetune = suite.measures.finetune
-    trainings = len(finetune_cells(context, split, arms, {arm.name: 0.0 for arm in arms}))
-    first = _jobs(context, [*probes, *search])
-    workers = count_workers(suite.workers, suite.threads, max(len(first), trainings))
-    total = len(probes) + len(search) + trainings
-    with Pool(run_job, context, workers, suite.threads) as pool, progress(f"evaluate {suite.name}", total) as bar:
+    searching = [name for name, m in suite.measures.items() if m.searches()]
+    planned = _planned(context, split, arms)
+    search = search_cells(context, split, arms)
+    now = [cell for cell in planned if cell.measure not in searching]
+    first = _jobs(context, [*now, *search])
+    workers = count_workers(suite.workers, suite.threads, max(len(first), len(planned) - len(now)))
+    total = len(planned) + len(search)
+    crew = Pool(run_job, context, workers, suite.threads, suite.scheduler)
+    with crew as pool, progress(f"evaluate {suite.name}", total) as bar:
         meter = _Meter(bar, total)
-        _run(pool, first, meter, len(probes) + len(search))
-        if finetune is not None:
-            rates = best_rates(arms, finetune.optim.lr, _search_results(context, search))
-        tests = finetune_cells(context, split, arms, rates)
-        _run(pool, _jobs(context, tests), meter, total)
+        _run(pool, first, meter, len(now) + len(search))
+        choices = best_choices(context, arms, _search_results(context, search))
+        tests = final_cells(context, split, arms, choices)
+        _run(pool, _jobs(context, [cell for cell in tests if cell.measure in searching]), meter, total)
     shutil.rmtree(out / WORK, ignore_errors=True)
-    write_results(_results(context, [*probes, *search, *tests]), out)
-    _write_json(out / "arms.json", {arm.name: arm.to_json() | _chosen(arm, rates) for arm in arms})
+    write_results(_results(context, split, [*search, *tests]), out)
+    _write_json(out / "arms.json", {arm.name: arm.to_json() | _chosen(arm, choices) for arm in arms})
+    _write_json(out / "measures.json", {name: m.describe(context, arms) for name, m in suite.measures.items()})
     _write_json(out / "environment.json", environment() | {"workers": workers, "threads": suite.threads})
     _write_json(out / "warnings.json", warnings)
+    _write_json(out / "data.json", describe_data(context))
     write_atomic(out / "suite.yaml", OmegaConf.to_yaml(OmegaConf.create(suite.to_dict())).encode())
-    write_cases(context, split, [c for c in (*probes, *tests) if c.pictures])
+    write_cases(context, split, [c for c in tests if c.pictures])
     report = write_report(out)
     track(context, arms)
     return report
@@ -89,15 +127,14 @@ def _evaluate(context: Context, split: Split, arms: list[Arm], warnings: list[st
 
 def run_job(context: Context, job: Job) -> None:
     """Compute and store the cells of a job, in this process."""
-    cell = job.cells[0]
-    if cell.measure == FINETUNE:
-        run_finetune(context, cell)
-    else:
-        run_probe(context, cell.arm, cell.seed, job.cells)
+    started = time.perf_counter()
+    context.measure(job.cells[0]).run(context, job.cells)
+    for cell in job.cells:
+        write_seconds(context.out, context.key(cell), (time.perf_counter() - started) / len(job.cells))
 
 
 def _jobs(context: Context, cells: Sequence[Cell]) -> list[Job]:
-    """The cells that are not stored yet, those that share an encoder together.
+    """The cells that are not stored yet, those of a group together.
 
     Two arms of equal weights share their cells: they are computed once.
     """
@@ -105,10 +142,8 @@ def _jobs(context: Context, cells: Sequence[Cell]) -> list[Job]:
     for cell in cells:
         if done(context, cell):
             continue
-        key = context.key(cell)
-        random = cell.seed if cell.arm.is_scratch else None  # scratch draws an encoder for each seed
-        group = (PROBE, cell.arm.digest, random) if cell.measure == PROBE else (FINETUNE, key)
-        groups.setdefault(group, {})[key] = cell
+        group = context.measure(cell).group(context, cell)
+        groups.setdefault(group, {})[context.key(cell)] = cell
     jobs = [Job(tuple(group.values())) for group in groups.values()]
     return sorted(jobs, key=lambda job: -len(job.cells))  # the longest first, so that no process idles at the end
 
@@ -134,38 +169,46 @@ def _run(pool: Pool, jobs: Sequence[Job], meter: _Meter, end: int) -> None:
 
 
 def _search_results(context: Context, search: Sequence[Cell]) -> pd.DataFrame:
-    tables = [read_cell(context.out, context.key(cell)).assign(arm=cell.arm.name, lr=cell.lr) for cell in search]
+    tables = [
+        read_cell(context.out, context.key(cell)).assign(
+            measure=cell.measure,
+            arm=cell.arm.name,
+            seed=cell.seed,
+            choice=context.measure(cell).grid().index(cell.choice),
+        )
+        for cell in search
+    ]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-def _chosen(arm: Arm, rates: Mapping[str, float]) -> dict[str, Any]:
-    return {"lr": rates[arm.name]} if rates else {}
+def _chosen(arm: Arm, choices: Mapping[tuple[str, str], Choice]) -> dict[str, Any]:
+    chosen = {measure: dict(choice) for (measure, name), choice in choices.items() if name == arm.name and choice}
+    return {"chosen": chosen} if chosen else {}
 
 
-def _results(context: Context, cells: Sequence[Cell]) -> pd.DataFrame:
+def _results(context: Context, split: Split, cells: Sequence[Cell]) -> pd.DataFrame:
     """results.csv from the stored cells, in the order of the plan, which no process and no order of runs changes."""
     suite = context.suite
-    finetune = suite.measures.finetune
     tables = []
     for cell in cells:
-        arm, trained = cell.arm, cell.measure == FINETUNE
-        assert not trained or finetune is not None
+        arm, measure = cell.arm, context.measure(cell)
         columns: dict[str, Any] = {
             "suite": suite.name,
             "dataset": suite.dataset_name,
             "arm": arm.name,
             "run": arm.run,
             "pretrain_seed": arm.pretrain_seed,
-            "init": "random" if arm.is_scratch else finetune.transfer if trained and finetune else "encoder",
-            "schedule": cell.measure if cell.split == TEST else f"{cell.measure} lr={cell.lr:g}",
+            "method": "" if arm.is_scratch else method_of(arm.provenance, arm.digest),
+            "init": measure.init(arm),
+            "schedule": cell.measure if cell.split == TEST else f"{cell.measure} {choice_words(cell.choice)}",
             "n_labelled": cell.n_labelled,
             "subset": cell.seed,
             "seed": cell.seed,
-            "step": finetune.steps if trained and finetune else 0,
             "split": cell.split,
         }
         tables.append(read_cell(context.out, context.key(cell)).assign(**columns))
-    return pd.concat(tables, ignore_index=True)
+    table = pd.concat(tables, ignore_index=True)
+    return table.assign(**{DOMAIN: table["patient"].map({p: split.domain_of(p) for p in set(table["patient"])})})
 
 
 def _write_json(path: Path, content: Any) -> None:

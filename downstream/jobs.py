@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import multiprocessing
 import os
 import sys
@@ -10,11 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 from threadpoolctl import threadpool_limits
 
+from preprocessing.cluster import run_jobs
 from ssl3d.memory import keep_freed_memory
 
 Job = TypeVar("Job")
@@ -43,20 +47,37 @@ def limited_threads(threads: int) -> Iterator[None]:
 class Pool:
     """Runs `function(shared, job)` for many jobs. `workers` 1 runs them here, one after the other.
 
-    Workers are fresh processes (spawn: neither zarr nor CUDA survives a fork) and die with their parent.
+    Workers are fresh processes (spawn: neither zarr nor CUDA survives a fork) and die with their parent. With a
+    `scheduler` (address) they are those of a dask cluster, that sees the same files: one job a worker thread, so start
+    its workers with --nthreads 1, and each with a GPU of its own (CUDA_VISIBLE_DEVICES).
     """
 
-    def __init__(self, function: Callable[[Any, Any], None], shared: Any, workers: int, threads: int) -> None:
-        self.function, self.shared, self.threads = function, shared, threads
+    def __init__(
+        self,
+        function: Callable[[Any, Any], None],
+        shared: Any,
+        workers: int,
+        threads: int,
+        scheduler: str | None = None,
+    ) -> None:
+        self.function, self.shared, self.threads, self.scheduler = function, shared, threads, scheduler
         self.executor: ProcessPoolExecutor | None = None
-        if workers > 1:
+        if workers > 1 and scheduler is None:
             spawn = multiprocessing.get_context("spawn")
             number = spawn.Value("i", 0)
             arguments = (function, shared, threads, number, torch.cuda.device_count())
             self.executor = ProcessPoolExecutor(workers, spawn, initializer=_start, initargs=arguments)
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Job]:
-        """Yield each job as it is done. Raises the first exception of a job; those not begun are dropped."""
+        """Yield each job as it is done. Raises the first exception of a job; those not begun are dropped.
+
+        Raises ValueError when there is no dask scheduler at the address, or its workers die of a job.
+        """
+        if self.scheduler is not None:
+            remote = functools.partial(_run_there, self.function, self.shared, self.threads, str(Path.cwd()))
+            for number, _ in run_jobs(remote, jobs, _died, 0, self.scheduler):
+                yield jobs[number]
+            return
         if self.executor is None:
             for job in jobs:
                 with limited_threads(self.threads):
@@ -108,6 +129,16 @@ def _die_with_parent() -> None:
         wait([parent.sentinel])
         sys.stderr.flush()
         os._exit(1)  # a killed evaluation must not leave trainings behind that write into its directory
+
+
+def _run_there(function: Callable[[Any, Any], None], shared: Any, threads: int, folder: str, job: Any) -> None:
+    """A job on a worker of a cluster, whose paths are relative to where the evaluation was started."""
+    with contextlib.chdir(folder), limited_threads(threads):
+        function(shared, job)
+
+
+def _died(job: Any, refusal: Any) -> None:
+    raise ValueError(f"scheduler: worker after worker died of {job}: look into their logs, for memory first")
 
 
 def _run(job: Any) -> None:

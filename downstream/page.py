@@ -1,9 +1,13 @@
-"""The bare bones of a self-contained HTML page: escaping, tables, details, and the style sheet. No external asset."""
+"""A self-contained HTML page from sections: escaping, tables, charts, contents, the style sheet. No external asset."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable
 from html import escape
+
+from downstream import drawing
+from downstream.blocks import Block, Chart, Html, Section, Table
 
 STYLE = """
 :root { --ink: #1b1d21; --soft: #5c6370; --line: #dfe2e7; --paper: #ffffff; --shade: #f5f6f8; --mark: #0072b2;
@@ -24,6 +28,10 @@ p, ul { margin: .5rem 0; } li { margin: .2rem 0; }
 .lead { margin: 1.2rem 0 1.4rem; padding: .9rem 1.1rem; background: var(--shade); border-left: 4px solid var(--mark); }
 .lead p { margin: .25rem 0; font-size: 1.05rem; }
 .warning { padding: .7rem 1.1rem; background: var(--shade); border-left: 4px solid var(--worse); }
+.skip { position: absolute; left: -999rem; } .skip:focus { position: static; }
+a { color: var(--mark); } :focus-visible { outline: 2px solid var(--mark); outline-offset: 2px; }
+nav ol { margin: .5rem 0 1.2rem; padding: 0; list-style: none; display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; }
+nav li { margin: 0; font-size: .9rem; }
 figure { margin: 1.2rem 0; } figure > svg, figure > img { display: block; width: 100%; height: auto; }
 figcaption { margin-top: .5rem; }
 .wide { overflow-x: auto; }
@@ -47,8 +55,9 @@ summary { cursor: pointer; font-weight: 600; }
   --c0: #767676; --c1: #0072b2; --c2: #d55e00; --c3: #009e73; --c4: #b85c91; --c5: #c98600; --c6: #2f8fc4; }
   main { max-width: none; padding: 0; }
   .wide { overflow: visible; } table { font-size: 7.5pt; } th, td { padding: .2rem .3rem; }
+  nav, .skip { display: none; } main { font-size: 10.5pt; }
   details::details-content { content-visibility: visible; }
-  body { font-size: 10.5pt; } h2, h3 { break-after: avoid; } figure, table, .lead { break-inside: avoid; } }
+  body { font-size: 10.5pt; } h2, h3, summary { break-after: avoid; } figure, table, .lead { break-inside: avoid; } }
 """
 
 
@@ -57,50 +66,87 @@ def text(value: object) -> str:
     return escape(str(value), quote=True)
 
 
-def page(title: str, body: Iterable[str]) -> str:
-    """The whole document; `body` holds finished HTML."""
+def page(title: str, sections: Iterable[Section]) -> str:
+    """The whole document."""
+    sections = list(sections)
+    named = [section.title for section in sections if section.title]
+    links = "".join(f'<li><a href="#{slug(name)}">{text(name)}</a></li>' for name in named)
+    contents = f'<nav aria-label="Contents"><ol>{links}</ol></nav>' if len(named) > 3 else ""
+    parts = [render(section) for section in sections]
+    parts.insert(1 if sections and not sections[0].title else 0, contents)
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{text(title)}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<style>{STYLE}</style>\n</head>\n<body>\n<main>\n" + "\n".join(body) + "\n</main>\n</body>\n</html>\n"
+        f"<style>{STYLE}</style>\n</head>\n<body>\n"
+        '<a class="skip" href="#content">Skip to the content</a>\n<main id="content">\n'
+        + "\n".join(part for part in parts if part)
+        + "\n</main>\n</body>\n</html>\n"
     )
 
 
-def table(
-    head: Sequence[str],
-    rows: Iterable[Sequence[object]],
-    *,
-    numbers: Sequence[int] = (),
-    tight: Sequence[int] = (),
-    caption: str = "",
-    marks: Sequence[str] = (),
-) -> str:
-    """A table; columns in `numbers` are right-aligned, those in `tight` are not wrapped, cells whose text is in `marks`
-    get it as their class."""
+def render(section: Section) -> str:
+    """A section as HTML: its heading, then its blocks."""
+    head = [f'<h2 id="{slug(section.title)}">{text(section.title)}</h2>'] if section.title else []
+    return "\n".join([*head, *(_block(block) for block in section.blocks)])
+
+
+def slug(title: str) -> str:
+    """The id of a heading."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+
+
+def _block(block: Block) -> str:
+    if isinstance(block, Html):
+        return block.content
+    if isinstance(block, Chart):
+        return figure(drawing.inline(block.svg, block.figure.get_figwidth(), block.alt), block.caption)
+    content = table(block)
+    title = text(block.title)
+    if block.folded:
+        return f"<details><summary>{title or 'Table'}</summary>{content}</details>"
+    return f"<h3>{title}</h3>\n{content}" if title else content
+
+
+def table(block: Table) -> str:
+    """A table that scrolls where it does not fit, by keyboard too."""
 
     def cell(tag: str, i: int, value: object) -> str:
         content = str(value)
-        wanted = {"number": i in numbers, "tight": i in tight, content: content in marks}
+        wanted = {"number": i in block.numbers, "tight": i in block.tight, content: content in block.marks}
         names = [name for name, given in wanted.items() if given]
         attribute = f' class="{" ".join(names)}"' if names else ""
         scope = ' scope="col"' if tag == "th" else ""
         return f"<{tag}{attribute}{scope}>{text(content)}</{tag}>"
 
-    lines = ["<tr>" + "".join(cell("td", i, v) for i, v in enumerate(row)) + "</tr>" for row in rows]
-    header = "<tr>" + "".join(cell("th", i, v) for i, v in enumerate(head)) + "</tr>"
-    legend = f"<caption>{text(caption)}</caption>" if caption else ""
+    lines = ["<tr>" + "".join(cell("td", i, v) for i, v in enumerate(row)) + "</tr>" for row in block.rows]
+    header = "<tr>" + "".join(cell("th", i, v) for i, v in enumerate(block.head)) + "</tr>"
+    legend = f"<caption>{text(block.caption)}</caption>" if block.caption else ""
     body = "\n".join(lines)
-    return f'<div class="wide"><table>{legend}<thead>{header}</thead><tbody>\n{body}\n</tbody></table></div>'
+    return (
+        f'<div class="wide" tabindex="0" role="group" aria-label="{text(block.title or "table")}">'
+        f"<table>{legend}<thead>{header}</thead><tbody>\n{body}\n</tbody></table></div>"
+    )
 
 
-def listing(items: Iterable[str]) -> str:
+def paragraph(content: str, kind: str = "") -> Html:
+    """A plain paragraph, of the style sheet's class `kind`."""
+    attribute = f' class="{kind}"' if kind else ""
+    return Html(f"<p{attribute}>{text(content)}</p>")
+
+
+def heading(content: str) -> Html:
+    """A heading within a section."""
+    return Html(f"<h3>{text(content)}</h3>")
+
+
+def listing(items: Iterable[str]) -> Html:
     """A bullet list of plain sentences."""
-    return "<ul>\n" + "\n".join(f"<li>{text(item)}</li>" for item in items) + "\n</ul>"
+    return Html("<ul>\n" + "\n".join(f"<li>{text(item)}</li>" for item in items) + "\n</ul>")
 
 
-def details(title: str, content: str) -> str:
+def details(title: str, content: str) -> Html:
     """Preformatted text, collapsed."""
-    return f"<details><summary>{text(title)}</summary><pre>{text(content)}</pre></details>"
+    return Html(f"<details><summary>{text(title)}</summary><pre>{text(content)}</pre></details>")
 
 
 def figure(content: str, caption: str) -> str:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
-from downstream.curve import STYLE
+from downstream.drawing import STYLE
 
 PREDICTION = "prediction__"  # prediction__<arm> in the npz file
 REFERENCE, REFERENCE_COLOUR = "reference", "white"
@@ -76,18 +76,32 @@ def load_case(path: Path) -> Case:
     )
 
 
-def choose(cases: Sequence[Case], scores: pd.Series[float]) -> list[tuple[Case, int]]:
-    """The best, median and worst of the cases by their patient's score: -> (case, rank among all scored patients).
+def choose(cases: Sequence[Case], scores: pd.DataFrame, baselines: Mapping[str, str]) -> list[tuple[Case, str]]:
+    """The cases worth a look, each with the reason: "best by score", "worst by score", "largest gain", "largest loss".
 
-    `scores`: a number a patient, high is good. Cases of unscored patients are left out.
+    `scores`: a row a patient, a column an arm, high is good; `baselines` {arm: the arm it is compared with}. Best and
+    worst go by the mean over arms, gain and loss by the mean over arms of the difference to their baselines. A case
+    with two reasons is shown once. Cases of unscored patients are left out.
     """
-    ranks = scores.rank(ascending=False, method="first").astype(int)
-    known = sorted(
-        ((case, int(ranks[case.patient])) for case in cases if case.patient in ranks.index), key=lambda pair: pair[1]
-    )
-    if len(known) <= 3:
-        return known
-    return [known[0], known[len(known) // 2], known[-1]]
+    known = [case for case in cases if case.patient in scores.index]
+    if not known:
+        return []
+    level = scores.mean(axis=1)
+    paired = [
+        scores[arm] - scores[other] for arm, other in baselines.items() if arm != other and {arm, other} <= {*scores}
+    ]
+    found = [(max(known, key=lambda c: level[c.patient]), "best by score"),
+             (min(known, key=lambda c: level[c.patient]), "worst by score")]  # fmt: skip
+    if paired:
+        change = sum(paired[1:], start=paired[0]) / len(paired)
+        most = max(known, key=lambda c: change[c.patient]), min(known, key=lambda c: change[c.patient])
+        found += [(case, word) for case, word, sign in zip(most, ("largest gain", "largest loss"), (1, -1))
+                  if sign * change[case.patient] > 0]  # fmt: skip
+    reasons: dict[str, list[str]] = {}
+    for case, why in found:
+        reasons.setdefault(case.name, []).append(why)
+    named = {case.name: case for case, _ in found}
+    return [(named[name], " and ".join(why)) for name, why in reasons.items()]
 
 
 def montage(case: Case, arms: Sequence[str]) -> Figure:

@@ -1,85 +1,84 @@
-"""Which cells an evaluation has, and which learning rate each arm gets: pure functions of suite, split and results."""
+"""Which cells an evaluation has, and which settings each arm gets: pure functions of suite, split and results."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
 from downstream.arms import Arm
-from downstream.context import FINETUNE, PROBE, TEST, VALIDATION, Cell, Context
-from downstream.results import MEAN_FOREGROUND
+from downstream.context import TEST, VALIDATION, Cell, Context
+from downstream.measure import Choice
 from downstream.splits import Split, labelled_subset
-from downstream.suite import seeds
-
-
-def probe_cells(context: Context, split: Split, arms: Sequence[Arm]) -> list[Cell]:
-    """A cell for each arm, amount of labels and seed."""
-    measure = context.suite.measures.probe
-    if measure is None:
-        return []
-    return [
-        _cell(context, split, PROBE, arm, n, seed)
-        for arm in arms
-        for n in measure.n_labelled
-        for seed in seeds(measure.seeds)
-    ]
 
 
 def search_cells(context: Context, split: Split, arms: Sequence[Arm]) -> list[Cell]:
-    """The learning-rate search: for each arm every rate, scored on validation patients; none when there is one rate.
+    """The search of each measure that has one: every choice for each arm, scored on validation patients.
 
     Its labelled patients are drawn apart from those of the test cells.
     """
-    measure = context.suite.measures.finetune
-    if measure is None or len(measure.optim.lr) == 1:
-        return []
-    n = measure.tune.n_labelled or max(measure.n_labelled)
     cells = []
-    for seed in range(measure.tune.seeds):
-        labelled = labelled_subset(split.pool, n, context.suite.seed, f"search {seed}")
-        for arm in arms:
-            for lr in measure.optim.lr:
-                cells.append(Cell(FINETUNE, arm, n, seed, labelled, split.validation, VALIDATION, lr))
+    for name, measure in context.suite.measures.items():
+        for seed in range(measure.tune.seeds if measure.searches() else 0):
+            labelled = labelled_subset(
+                split.pool, measure.tuned_at(), context.suite.seed, f"search {seed}", context.strata
+            )
+            cells += [
+                Cell(name, arm, measure.tuned_at(), seed, labelled, split.validation, VALIDATION, choice)
+                for arm in arms
+                for choice in measure.grid()
+            ]
     return cells
 
 
-def best_rates(arms: Sequence[Arm], rates: Sequence[float], results: pd.DataFrame) -> dict[str, float]:
-    """{arm name: learning rate} with the best mean foreground Dice over seeds and validation patients.
+def best_choices(context: Context, arms: Sequence[Arm], results: pd.DataFrame) -> dict[tuple[str, str], Choice]:
+    """{(measure, arm name): the choice of greatest merit on the validation patients}; of equals the first.
 
-    `results`: rows of the search with columns arm, lr, patient, label, metric, value; empty when there is one rate.
-    Equal rates go to the smaller.
+    `results`: rows of the search with columns measure, arm, choice (its number in the grid) and those of a cell; a
+    measure without a search has one choice, the same for all arms.
     """
-    if len(rates) == 1:
-        return {arm.name: rates[0] for arm in arms}
-    dice = results[(results["metric"] == "dice") & (results["label"] == MEAN_FOREGROUND)]
-    by_patient = dice.groupby(["arm", "lr", "patient"])["value"].mean()  # a patient counts once, however many scans
-    means = by_patient.groupby(level=["arm", "lr"]).mean()
-    return {arm.name: max(sorted(rates), key=lambda lr: means[(arm.name, lr)]) for arm in arms}
+    found = {}
+    for name, measure in context.suite.measures.items():
+        grid = measure.grid()
+        for arm in arms:
+            merits = [0.0]
+            if measure.searches():
+                own = results[(results["measure"] == name) & (results["arm"] == arm.name)]
+                merits = [measure.merit(own[own["choice"] == i]) for i in range(len(grid))]
+            found[name, arm.name] = grid[int(np.nanargmax(merits)) if not np.isnan(merits).all() else 0]
+    return found
 
 
-def finetune_cells(context: Context, split: Split, arms: Sequence[Arm], rates: dict[str, float]) -> list[Cell]:
-    """A fine-tuning cell for each arm, amount of labels and seed, at the arm's learning rate."""
-    measure = context.suite.measures.finetune
-    if measure is None:
-        return []
+def final_cells(
+    context: Context,
+    split: Split,
+    arms: Sequence[Arm],
+    choices: Mapping[tuple[str, str], Choice],
+    measures: Sequence[str] | None = None,
+) -> list[Cell]:
+    """A cell for each measure (of the suite, or those named), amount of labels, seed and arm, with the arm's choice."""
     return [
-        _cell(context, split, FINETUNE, arm, n, seed, rates[arm.name])
+        _cell(context, split, name, arm, n, seed, choices[name, arm.name])
+        for name, measure in context.suite.measures.items()
+        if measures is None or name in measures
         for n in measure.n_labelled
-        for seed in seeds(measure.seeds)
+        for seed in measure.seed_numbers()
         for arm in arms
     ]
 
 
-def shown(context: Context) -> tuple[str, int, int]:
-    """(measure, n_labelled, seed) of the cells whose predictions the report shows: the middle of the curve."""
-    measures = context.suite.measures
-    name = FINETUNE if measures.finetune else PROBE
-    measure = measures.finetune or measures.probe
-    assert measure is not None
+def shown(context: Context) -> tuple[str, int, int] | None:
+    """(measure, n_labelled, seed) of the cells whose predictions the report shows: the middle of the curve.
+
+    Of the first measure that trains the network, else of the first that keeps pictures; None where none does.
+    """
+    able = [(name, m) for name, m in context.suite.measures.items() if m.PICTURES]
+    if not able:
+        return None
+    name, measure = next(((name, m) for name, m in able if m.TRAINS), able[0])
     amounts = sorted(measure.n_labelled)
-    return name, amounts[(len(amounts) - 1) // 2], seeds(measure.seeds)[0]
+    return name, amounts[(len(amounts) - 1) // 2], measure.seed_numbers()[0]
 
 
 def picture_rows(context: Context, split: Split) -> tuple[int, ...]:
@@ -89,7 +88,7 @@ def picture_rows(context: Context, split: Split) -> tuple[int, ...]:
     return tuple(context.rows[split.test[i]][0] for i in chosen)
 
 
-def _cell(context: Context, split: Split, measure: str, arm: Arm, n: int, seed: int, lr: float | None = None) -> Cell:
-    labelled = labelled_subset(split.pool, n, context.suite.seed, seed)
+def _cell(context: Context, split: Split, measure: str, arm: Arm, n: int, seed: int, choice: Choice) -> Cell:
+    labelled = labelled_subset(split.pool, n, context.suite.seed, seed, context.strata)
     pictures = picture_rows(context, split) if (measure, n, seed) == shown(context) else ()
-    return Cell(measure, arm, n, seed, labelled, split.test, TEST, lr, pictures)
+    return Cell(measure, arm, n, seed, labelled, split.test, TEST, choice, pictures)

@@ -2,12 +2,16 @@
 
 A row is a measurement. Conventions of the columns (COLUMNS):
 `arm` name of the arm ("scratch", or the run's directory name); `run` path of the run or file as the user typed it,
-empty for scratch; `pretrain_seed` the run's seed, empty when unknown; `init` what was loaded: "random", "encoder" or
-"encoder+decoder"; `schedule` the measure, "probe" or "finetune", and for rows of the learning-rate search
-"finetune lr=0.01"; `n_labelled` labelled patients; `subset` index of the labelled subset and `seed` of the training,
-one crossed factor (subset == seed); `step` optimiser steps (0 for a probe); `split` "test", or "validation" for the
-search, which no figure of the report may use; `patient`, `case`; `label` the class name or MEAN_FOREGROUND;
-`metric` "dice", "hd95" or "assd" (mm); `value`.
+empty for scratch; `pretrain_seed` the run's seed, empty when unknown; `method` equal for pre-training runs whose
+recipes differ in their seed alone (downstream.methods), empty for scratch and in tables older than the column; `init`
+what was loaded: "random", "encoder" or "encoder+decoder"; `schedule` name of the measure in the suite ("probe",
+"finetune", ...), and for rows of a search on validation patients its settings too, "finetune lr=0.01"; `n_labelled`
+labelled patients; `subset` index of the labelled subset and `seed` of the training, one crossed factor (subset ==
+seed); `step` optimiser steps when it was scored (0 where nothing is trained): the last of a training is its score,
+those before it belong to learning speed; `split` "test", or "validation" for the search, which no figure of the report
+may use; `patient`, `case`; `domain` of a test patient (downstream.domains), empty where the split tells none apart;
+`label` the class name or MEAN_FOREGROUND; `metric` "dice", "hd95", "assd" (mm), ..., or "prediction" and "truth" of a
+volume, from which metrics of the whole set are computed (downstream.jackknife); `value`.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ COLUMNS = (
     "arm",
     "run",
     "pretrain_seed",
+    "method",
     "init",
     "schedule",
     "n_labelled",
@@ -34,12 +39,13 @@ COLUMNS = (
     "split",
     "patient",
     "case",
+    "domain",
     "label",
     "metric",
     "value",
 )
 MEAN_FOREGROUND = "mean_foreground"
-CELL_COLUMNS = ("patient", "case", "label", "metric", "value")  # what a cell measures; the rest says which cell it is
+CELL_COLUMNS = ("step", "patient", "case", "label", "metric", "value")  # what a cell measures; others say which cell
 CELLS = "cells"  # OUT/cells/<hash>.csv
 RESULTS_FILE = "results.csv"
 
@@ -89,8 +95,11 @@ def read_results(path: Path) -> pd.DataFrame:
     path = path / RESULTS_FILE if path.is_dir() else path
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: give a directory written by ssl3d evaluate")
-    text = dict.fromkeys(("suite", "dataset", "arm", "run", "init", "schedule", "split"), str) | _TEXT
+    words = ("suite", "dataset", "arm", "run", "method", "init", "schedule", "split", "domain")
+    text = dict.fromkeys(words, str) | _TEXT
     table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values={"value": [""], "pretrain_seed": [""]})
+    for name in ("method", "domain"):  # an older evaluation: every arm is a checkpoint by itself, of one test set
+        table[name] = table[name] if name in table.columns else ""
     missing = [name for name in COLUMNS if name not in table.columns]
     if missing:
         raise ValueError(f"{path} has no column '{missing[0]}': it was not written by ssl3d evaluate")

@@ -11,7 +11,8 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from downstream import curve, page
+from downstream import drawing, page
+from downstream.blocks import Block, Chart, Html, Section, Table
 from downstream.results import write_atomic
 from ssl3d.log import METRICS_FILE, WARNING, read_metrics
 
@@ -62,29 +63,29 @@ def write_page(trainings: Sequence[Training], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     title = f"Pre-training of {trainings[0].name}" if len(trainings) == 1 else "Pre-training runs"
     names = _unique([training.name for training in trainings])
-    drawing = curve.svg(draw(trainings, names)).replace("<svg", '<svg role="img" aria-label="loss against step"', 1)
-    lines = [
-        f"<h1>{page.text(title)}</h1>",
-        page.figure(drawing, "Loss against optimiser step, as logged. Losses of different tasks are not comparable."),
-        *_warnings(trainings, names),
-        "<h2>Last values</h2>",
-        _last_values(trainings, names),
-        "<h2>Recipe and environment</h2>",
-    ]
+    caption = "Loss against optimiser step, as logged. Losses of different tasks are not comparable."
+    figure = draw(trainings, names)
+    texts: list[Block] = []
     for name, training in zip(names, trainings):
-        lines += [
+        texts += [
             page.details(f"{word} of {name}", content)
             for word, content in (("Recipe", training.recipe), ("Environment", training.environment))
             if content
         ]
-    curve.save(draw(trainings, names), folder / LOSS)
-    write_atomic(folder / REPORT, page.page(title, lines).encode())
+    sections = [
+        Section("", [Html(f"<h1>{page.text(title)}</h1>"), Chart("loss", figure, "loss against step", caption),
+                     *_warnings(trainings, names)]),
+        Section("Last values", [_last_values(trainings, names)]),
+        Section("Recipe and environment", texts),
+    ]  # fmt: skip
+    drawing.save(figure, folder / LOSS)
+    write_atomic(folder / REPORT, page.page(title, sections).encode())
     return folder / REPORT
 
 
 def draw(trainings: Sequence[Training], names: Sequence[str]) -> Figure:
     """Loss curves of the runs."""
-    with rc_context(curve.STYLE):
+    with rc_context(drawing.STYLE):
         figure = Figure(figsize=(8.5, 4.2), layout="constrained")
         axes = figure.subplots()
         for i, (training, name) in enumerate(zip(trainings, names)):
@@ -93,7 +94,7 @@ def draw(trainings: Sequence[Training], names: Sequence[str]) -> Figure:
                 [line["step"] for line in shown],
                 [line[LOSS_KEY] for line in shown],
                 label=name,
-                color=curve.COLOURS[i % len(curve.COLOURS)],
+                color=drawing.COLOURS[i % len(drawing.COLOURS)],
                 linewidth=1.6,
                 marker="o" if len(shown) < 3 else None,
             )
@@ -104,16 +105,16 @@ def draw(trainings: Sequence[Training], names: Sequence[str]) -> Figure:
     return figure
 
 
-def _warnings(trainings: Sequence[Training], names: Sequence[str]) -> list[str]:
+def _warnings(trainings: Sequence[Training], names: Sequence[str]) -> list[Html]:
     """A box for each run that has been warned of."""
     return [
-        '<div class="warning">' + "".join(f"<p>{page.text(f'{name}: {words}')}</p>" for words in said) + "</div>"
+        Html('<div class="warning">' + "".join(f"<p>{page.text(f'{name}: {words}')}</p>" for words in said) + "</div>")
         for name, training in zip(names, trainings)
         if (said := training.warnings())
     ]
 
 
-def _last_values(trainings: Sequence[Training], names: Sequence[str]) -> str:
+def _last_values(trainings: Sequence[Training], names: Sequence[str]) -> Table:
     values = [training.last() for training in trainings]
     keys = sorted({key for own in values for key in own} - {"step"})
     keys = sorted(keys, key=lambda key: (key != LOSS_KEY, key))
@@ -121,7 +122,7 @@ def _last_values(trainings: Sequence[Training], names: Sequence[str]) -> str:
         (name, f"{own.get('step', 0):.0f}", *(f"{own[k]:.4g}" if k in own else "" for k in keys))
         for name, own in zip(names, values)
     ]
-    return page.table(["run", "step", *keys], rows, numbers=range(1, len(keys) + 2))
+    return Table("", ["run", "step", *keys], rows, numbers=range(1, len(keys) + 2))
 
 
 def _unique(names: Sequence[str]) -> list[str]:

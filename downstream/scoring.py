@@ -34,8 +34,12 @@ def score_case(context: Context, patient: str, row: int, probabilities: NDArray[
 
 
 def finish(context: Context, cell: Cell, rows: Sequence[dict[str, Any]]) -> None:
-    """Store a finished cell: the write that makes it count comes last, after its pictures."""
-    write_cell(context.out, context.key(cell), rows)
+    """Store a finished cell: the write that makes it count comes last, after its pictures.
+
+    Rows that name no `step` are those of the training's end.
+    """
+    end = {"step": context.measure(cell).last_step()}
+    write_cell(context.out, context.key(cell), [end | row for row in rows])
 
 
 def keep_picture(context: Context, cell: Cell, row: int, probabilities: NDArray[np.floating]) -> None:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from downstream.freezing import Frozen, Train
+from downstream.sparse import UNLABELLED, Slices, on_slices
 from ssl3d.augment import Compose
 from ssl3d.models.backbone import Backbone
 from ssl3d.models.heads import make_head
@@ -44,8 +46,10 @@ class Segmentation(Objective):
 
     `patch_size` voxels (D,H,W) the network sees; `classes`: label values that are told apart, every other value is
     background; `ignore`: label value of voxels nobody annotated, left out of the loss; `labelled_share` of the patches
-    are centred on a class. The head is drawn like every fresh weight, from the run's seed: equal in every arm.
-    Raises ValueError naming the key that is out of range.
+    are centred on a class. `train`: what of the network learns (downstream.freezing), with `lora_rank` and `lora_alpha`
+    of train: lora. `slices`: the annotated slices of each volume (downstream.sparse), null: all; no other voxel enters
+    the loss, and classes are centred on in these slices alone. The head is drawn like every fresh weight, from the
+    run's seed: equal in every arm. Raises ValueError naming the key that is out of range.
     """
 
     needs_decoder = True
@@ -58,6 +62,10 @@ class Segmentation(Objective):
         ignore: int | None = None,
         labelled_share: float = 0.33,
         augment: Compose | None = None,
+        train: Train = "all",
+        lora_rank: int = 4,
+        lora_alpha: float = 8.0,
+        slices: list[list[int]] | None = None,
     ) -> None:
         super().__init__()
         if not classes or len(set(classes)) < len(classes) or min(classes) < 1:
@@ -69,11 +77,21 @@ class Segmentation(Objective):
         backbone.check_size(patch_size)
         self.backbone = backbone
         self.head = make_head(backbone, len(classes) + 1)
+        self._frozen = Frozen(backbone, train, lora_rank, lora_alpha)  # after the head: it is drawn the same whatever
         self.classes = list(classes)
-        self.ignore = ignore
+        self.slices: Slices | None = None if slices is None else {v: (axis, tuple(at)) for v, axis, *at in slices}
+        self.ignore = UNLABELLED if ignore is None and slices is not None else ignore
         self.augment = augment or Compose()
         self.input_size = patch_size
-        self.region = RegionSpec(self.augment.reach(patch_size), labels=True, labelled_share=labelled_share)
+        self.region = RegionSpec(
+            self.augment.reach(patch_size), labels=True, labelled_share=labelled_share, labelled_slices=self.slices
+        )
+
+    def train(self, mode: bool = True) -> Segmentation:
+        """See nn.Module.train; what is frozen with its statistics stays in eval mode."""
+        super().train(mode)
+        self._frozen.hold()
+        return self
 
     def logits(self, x: Tensor) -> Tensor:
         """(B,C,D,H,W) normalised -> (B,K,D,H,W) in x's float type or better; channel 0 is background."""
@@ -95,6 +113,9 @@ class Segmentation(Objective):
         """Normalised labelled batch -> loss, dice_loss, cross_entropy; raises ValueError when it carries no label."""
         if batch.label is None:
             raise ValueError("Segmentation needs labels: the store has no labels/ for these volumes")
+        if self.slices is not None:
+            assert self.ignore is not None
+            batch = on_slices(batch, self.slices, self.ignore)
         batch, _ = self.augment(batch, self.input_size)
         assert batch.label is not None
         known = batch.valid_mask()[:, 0]

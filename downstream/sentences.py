@@ -6,9 +6,37 @@ import math
 from collections.abc import Sequence
 
 from downstream.comparison import BASELINES, MEASURES, METRICS, Metric, Point
-from downstream.statistics import Estimate
+from downstream.statistics import FEWEST_RUNS, Estimate
 
 CHECKPOINT = "this checkpoint"  # one pre-training run says nothing about the method that made it
+METHOD = "this method"  # three pre-training runs or more, and their variation is in the interval
+
+
+def subject(point: Point) -> str:
+    """ "this checkpoint (mae-0)", or "this method (MAE, 3 pre-training runs)" where it was run three times or more."""
+    if not point.of_method:
+        return f"{CHECKPOINT} ({point.arm})"
+    return f"{METHOD} ({point.arm}, {(point.difference or point.score).runs} pre-training runs)"
+
+
+def runs_behind(points: Sequence[Point]) -> list[str]:
+    """What the numbers of pre-training runs allow and forbid to say, a sentence each kind of arm among the points."""
+    judged = [p for p in points if not p.is_baseline]
+    single = sorted({p.arm for p in judged if not p.of_method})
+    several = sorted({p.arm for p in judged if p.of_method})
+    lines = []
+    if single:
+        lines.append(
+            f"Fewer than {FEWEST_RUNS} pre-training runs stand behind {join(single)}. The intervals do not hold the "
+            f"variation between such runs, so every sentence there is about {CHECKPOINT}, never about the method that "
+            "made it."
+        )
+    if several:
+        lines.append(
+            f"Several pre-training runs stand behind {join(several)}; their variation is in the intervals. The runs "
+            "differ in their seed alone: other data, longer training or another network would be another method."
+        )
+    return lines
 
 
 def decimals_for(found: Estimate, metric: Metric) -> int:
@@ -40,7 +68,7 @@ def interval(found: Estimate, digits: int) -> str:
 
 def baseline_in_words(point: Point) -> str:
     """ "scratch", or "a random encoder" for a probe."""
-    return BASELINES.get(point.measure, point.baseline)
+    return point.without or BASELINES.get(point.measure, point.baseline)
 
 
 def patients_in_words(n: int) -> str:
@@ -80,11 +108,13 @@ def sentence(point: Point) -> str:
 def loss(found: Estimate) -> str | None:
     """What was left out for missing cells, or None."""
     parts = []
+    if found.dropped_runs:
+        parts.append(f"{found.dropped_runs} pre-training run{'' if found.dropped_runs == 1 else 's'}")
     if found.dropped_replicates:
         parts.append(f"{found.dropped_replicates} training seed{'' if found.dropped_replicates == 1 else 's'}")
     if found.dropped_patients:
         parts.append(f"{found.dropped_patients} test patient{'' if found.dropped_patients == 1 else 's'}")
-    return f"{' and '.join(parts)} left out, because cells are missing" if parts else None
+    return f"{join(parts)} left out, because cells are missing" if parts else None
 
 
 def summary(points: Sequence[Point]) -> str:
@@ -92,7 +122,7 @@ def summary(points: Sequence[Point]) -> str:
     if not points:
         raise ValueError("there is no comparison to summarise")
     first, other = points[0], baseline_in_words(points[0])
-    measure = MEASURES.get(first.measure, first.measure)
+    measure = first.title or MEASURES.get(first.measure, first.measure)
     words = {
         "better": f"better than {other}",
         "worse": f"worse than {other}",
@@ -103,8 +133,8 @@ def summary(points: Sequence[Point]) -> str:
     unknown = [p for p in points if p.verdict() == "no interval"]
     if not parts:
         reason = unknown[0].difference.reason if unknown[0].difference else "no baseline"
-        return f"{measure}: whether {CHECKPOINT} ({first.arm}) differs from {other} cannot be said ({reason})."
-    text = f"{measure}: {CHECKPOINT} ({first.arm}) is {join(parts)}."
+        return f"{measure}: whether {subject(first)} differs from {other} cannot be said ({reason})."
+    text = f"{measure}: {subject(first)} is {join(parts)}."
     return text + (f" Nothing can be said {_where([p.n_labelled for p in unknown])}." if unknown else "")
 
 
@@ -116,7 +146,11 @@ def joint_statement(points: Sequence[Point]) -> str | None:
     other = baseline_in_words(points[0])
     found = {word: [p.n_labelled for p in judged if p.verdict(joint=True) == word] for word in ("better", "worse")}
     parts = [f"{word} than {other} {_where(amounts)}" for word, amounts in found.items() if amounts]
-    remains = f"{CHECKPOINT} remains {join(parts)}" if parts else f"no difference from {other} remains"
+    remains = (
+        f"{METHOD if points[0].of_method else CHECKPOINT} remains {join(parts)}"
+        if parts
+        else f"no difference from {other} remains"
+    )
     return f"Judged together ({len(judged)} comparisons, Bonferroni), {remains}."
 
 
@@ -134,3 +168,34 @@ def join(parts: Sequence[str]) -> str:
 
 def _where(amounts: Sequence[int]) -> str:
     return f"at {join([str(n) for n in amounts])} labelled patient{'' if list(amounts) == [1] else 's'}"
+
+
+def p_in_words(p: float) -> str:
+    """ "p = 0.034", "p < 0.001"; rounded up, so that no p looks smaller than it is."""
+    if p < 0.001:
+        return "p < 0.001"
+    digits = 3 if p < 0.1 else 2
+    return f"p = {min(math.ceil(p * 10**digits - 1e-9) / 10**digits, 1.0):.{digits}f}"
+
+
+def sentence_of_tests(point: Point) -> str | None:
+    """What both tests of a point say: their hypotheses, the exchangeable unit, the least p possible, Holm's family."""
+    tests = point.tests
+    if tests is None:
+        return None
+    family = f"after Holm over {tests.family} comparisons"
+    parts = []
+    if tests.p is not None:
+        corrected = f" ({p_in_words(tests.p_holm)} {family})" if tests.p_holm is not None and tests.family > 1 else ""
+        parts.append(f"that the mean difference is zero: {p_in_words(tests.p)}{corrected}")
+    exact = tests.permutation
+    if exact is not None:
+        corrected = ""
+        if tests.permutation_holm is not None and tests.family > 1:
+            corrected = f" ({p_in_words(tests.permutation_holm)} {family})"
+        least = "the smallest possible" if exact.p <= exact.smallest else f"{p_in_words(exact.smallest)} at the least"
+        parts.append(
+            f"that on these test patients the start makes no difference: {p_in_words(exact.p)}, {least} when arms are "
+            f"exchanged within each of {exact.replicates} replicates (labelled subset and seed){corrected}"
+        )
+    return f"at {patients_in_words(point.n_labelled)}, tested {'; '.join(parts)}" if parts else None

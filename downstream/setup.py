@@ -9,10 +9,14 @@ from typing import cast
 
 from downstream.arms import Arm, make_arms
 from downstream.context import Context, store_digest
-from downstream.guard import check_leak
+from downstream.guard import check_leak, check_sets
+from downstream.measure import choice_words
 from downstream.scoring import grid_warning
-from downstream.splits import Split, load_split, resolve
+from downstream.split_rules import find_patients
+from downstream.split_rules import words as split_words
+from downstream.splits import FIELDS, Split
 from downstream.suite import Precision, Suite, largest_n
+from downstream.volume import check_classes, volume_target
 from ssl3d.data.near import volume_table
 from ssl3d.data.store import Store, open_store
 from ssl3d.precision import choose_precision
@@ -28,18 +32,26 @@ def prepare(runs: Sequence[str | Path], suite: Suite, out: Path) -> tuple[Contex
         if not Path(run).exists():
             raise FileNotFoundError(f"there is no run or weights file '{run}'")
     store = open_store(suite.store)
-    rows = labelled_rows(store)
-    classes, ignore = label_classes(store, [row for own in rows.values() for row in own], suite.classes)
-    split = resolve(load_split(Path(suite.split)), rows, Path(suite.split), suite.store)
+    target = None if suite.target is None else volume_target(store, suite.target, suite.target_kind)
+    rows = labelled_rows(store) if target is None else target.patients
+    classes: dict[int, str] = {}
+    ignore = None
+    if target is None:
+        classes, ignore = label_classes(store, [row for own in rows.values() for row in own], suite.classes)
+    split, notes = find_patients(suite.split, rows, suite.store)
     _check_amounts(suite, split)
     # "auto" is settled here: what was used is recorded, and names the cells
     suite = replace(suite, precision=cast(Precision, choose_precision(suite.precision)))
-    context = Context(suite, out, rows, classes, ignore, store_digest(store))
-    test = volume_table(store, context.rows_of(split.test))
-    warnings = [w for run in sorted(map(str, runs)) for w in check_leak(Path(run), test, suite.allow_leak)]
+    suite = suite if target is None else replace(suite, target_kind=target.kind)
+    context = Context(suite, out, rows, classes, ignore, store_digest(store), target)
+    about = grid_warning(context, split.test) if target is None else check_classes(target, split)
+    tables = {part: volume_table(store, context.rows_of(getattr(split, part))) for part in FIELDS}
+    warnings = check_sets(tables, suite.allow_leak)
     arms = make_arms(runs)
+    for arm in sorted({arm.run: arm for arm in arms if arm.run}.values(), key=lambda arm: arm.run):
+        warnings += check_leak(Path(arm.run), tables["test"], suite.allow_leak, arm.provenance.get("seen_digest"))
     _check_arms(suite, store, context, arms)
-    return context, split, arms, warnings + grid_warning(context, split.test)
+    return context, split, arms, notes + warnings + about
 
 
 def labelled_rows(store: Store) -> dict[str, tuple[int, ...]]:
@@ -51,6 +63,13 @@ def labelled_rows(store: Store) -> dict[str, tuple[int, ...]]:
     if not found:
         raise ValueError(f"the store {store.path} has no labels: convert it with --labels, or name another as store=")
     return {subject: tuple(rows) for subject, rows in found.items()}
+
+
+def describe_data(context: Context) -> dict[str, list[str]]:
+    """What a report says of the labelled store: data.json, the modalities of its labelled volumes."""
+    store = context.store
+    found = {str(m) for rows in context.rows.values() for row in rows for m in store.cell("modality", row)}
+    return {"modality": sorted(found)}
 
 
 def label_classes(store: Store, rows: Sequence[int], chosen: Sequence[str] | None) -> tuple[dict[int, str], int | None]:
@@ -91,28 +110,24 @@ def _check_amounts(suite: Suite, split: Split) -> None:
     most = largest_n(suite)
     if most > len(split.pool):
         raise ValueError(
-            f"n_labelled asks for {most} labelled patients, but the pool of {suite.split} has {len(split.pool)}: "
-            "lower n_labelled or enlarge the pool"
+            f"n_labelled asks for {most} labelled patients, but the pool of the split {split_words(suite.split)} has "
+            f"{len(split.pool)}: lower n_labelled or enlarge the pool"
         )
     if not split.test:
-        raise ValueError(f"the split file {suite.split} names no test patient")
-    finetune = suite.measures.finetune
-    if finetune and len(finetune.optim.lr) > 1 and not split.validation:
-        raise ValueError(
-            f"measures.finetune.optim.lr has {len(finetune.optim.lr)} rates to choose from, but {suite.split} names no "
-            "validation patient: give one rate, or validation patients"
-        )
+        raise ValueError(f"the split {split_words(suite.split)} names no test patient")
+    for name, measure in suite.measures.items():
+        if measure.searches() and not split.validation:
+            words = [choice_words(choice) for choice in measure.grid()]
+            raise ValueError(
+                f"measures.{name} has settings to choose from ({', '.join(words)}), but the split "
+                f"{split_words(suite.split)} names no validation patient: give one value of each, or such patients"
+            )
 
 
 def _check_arms(suite: Suite, store: Store, context: Context, arms: Sequence[Arm]) -> None:
     """The networks fit the images and the patches."""
     channels = sorted({int(store.cell("channels", row)) for rows in context.rows.values() for row in rows})
-    probe, finetune = suite.measures.probe, suite.measures.finetune
-    sizes = {
-        "measures.probe.patch_size": probe.patch_size if probe else None,
-        "measures.finetune.patch_size": finetune.patch_size if finetune else None,
-        "measures.finetune.window": finetune.window if finetune else None,
-    }
+    sizes = {f"measures.{name}.{key}": size for name, m in suite.measures.items() for key, size in m.sizes().items()}
     for arm in arms:
         backbone = arm.backbone(0)
         if channels != [backbone.in_channels]:
@@ -123,7 +138,8 @@ def _check_arms(suite: Suite, store: Store, context: Context, arms: Sequence[Arm
             )
         for key, size in sizes.items():
             try:
-                if size is not None:
-                    backbone.check_size(size)
+                backbone.check_size(size)
             except ValueError as error:
                 raise ValueError(f"{key}: {error}") from None
+        for name, measure in suite.measures.items():
+            measure.refuse(arm, f"measures.{name}")

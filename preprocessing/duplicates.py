@@ -48,13 +48,16 @@ def series_of(index: pd.DataFrame) -> list[str]:
 
 
 def exact_duplicates(index: pd.DataFrame, order: Mapping[str, int]) -> dict[str, str]:
-    """{volume id: id of the equal volume that is kept}: the first in `order` is (volumes of earlier runs come first).
+    """{volume id: id of the equal volume that is kept}: of earlier runs, else with labels, else the first in `order`.
 
+    Labels count before order, since a data set may hold a labelled frame and the series that it was taken from (ACDC).
     Frames of one series are never duplicates of each other.
     """
-    groups: dict[str, list[tuple[int, str, str]]] = defaultdict(list)
-    for volume_id, fingerprint, series in zip(index["id"], index["fingerprint"], series_of(index)):
-        groups[fingerprint].append((order.get(volume_id, -1), volume_id, series))
+    groups: dict[str, list[tuple[tuple[bool, bool, int], str, str]]] = defaultdict(list)
+    labelled = index["has_label"] if "has_label" in index else [False] * len(index)
+    for volume_id, fingerprint, has_label, series in zip(index["id"], index["fingerprint"], labelled, series_of(index)):
+        rank = volume_id in order, not has_label, order.get(volume_id, -1)
+        groups[fingerprint].append((rank, volume_id, series))
     found: dict[str, str] = {}
     for members in groups.values():
         members.sort()
@@ -96,9 +99,7 @@ def near_duplicates(root: str | Path, index: pd.DataFrame) -> list[Near]:
     return sorted(found.values(), key=lambda near: (near.volume, near.other))
 
 
-def _candidates(
-    hashes: np.ndarray, series: np.ndarray, looks: Looks
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _candidates(hashes: np.ndarray, series: np.ndarray, looks: Looks) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs of rows, each pair once, of different series, similar hashes and similar coarse looks.
 
     Hashes that share one of their 8 bytes meet in a bucket, so a pair that differs in 7 bits or fewer always meets.
@@ -147,7 +148,4 @@ def read_duplicates(root: str | Path) -> list[Near]:
     if not objects.exists(fmt.DUPLICATES_FILE):
         return []
     rows = csv.DictReader(io.StringIO(objects.get(fmt.DUPLICATES_FILE).decode(), newline=""))
-    return [
-        Near(row["volume"], row["other"], float(row["correlation"]), row["same_subject"] == "yes")
-        for row in rows
-    ]
+    return [Near(row["volume"], row["other"], float(row["correlation"]), row["same_subject"] == "yes") for row in rows]

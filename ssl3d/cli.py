@@ -180,7 +180,7 @@ def _export(o: argparse.Namespace) -> int:
 def _evaluate(o: argparse.Namespace) -> int:
     overrides = [r for r in o.runs if "=" in r and not Path(r).exists()]
     runs = [r for r in o.runs if r not in overrides]
-    report = _ours("downstream").evaluate(runs, o.suite, o.out, overrides)
+    report = _ours("downstream").evaluate(runs, o.suite, o.out, overrides, o.plan_only)
     sys.stdout.write(f"{report}\n")
     return 0
 
@@ -299,9 +299,10 @@ def _verbs() -> dict[str, tuple[Callable[[argparse.Namespace], int], str, str, C
         add("--trust", action="store_true", help="FILE: run the code that a pickle asks for")
 
     def evaluate(add: Add) -> None:
-        add("runs", nargs="+", metavar="RUN|FILE|key=value", default=[])
+        add("runs", nargs="*", metavar="RUN|FILE|key=value", default=[])
         add("--suite", required=True, metavar="FILE|NAME")
         add("--out", required=True, metavar="DIR")
+        add("--plan-only", action="store_true", help="say cells and hours, write DIR/split.json, train nothing")
 
     def report(add: Add) -> None:
         add("dirs", nargs="+", metavar="DIR", help="evaluations or runs")

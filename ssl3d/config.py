@@ -25,6 +25,7 @@ from ssl3d.recipe import (
 from ssl3d.schema import MISSING, ConfigError, did_you_mean, join
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"  # beside the package, installed or in the checkout
+SPLITS = RECIPES / "downstream" / "splits"  # published splits that ship: JSON files
 
 # The base type of what a slot's `_target_` may name; import paths, so that reading a recipe needs no torch.
 SLOTS = {"model": "ssl3d.models.backbone.Backbone", "task": "ssl3d.tasks.task.Objective"}
@@ -48,6 +49,7 @@ _NOT_NEGATIVE = (
     "run.seed", "run.log_every", "run.checkpoint_every", "run.preview_every", "run.holdout_every", "run.collapse_every",
     "optim.weight_decay", "probe.every",
     "optim.warmup_steps", "optim.lr_end", "data.workers", "data.cache_gb", "optim.weight_decay_end",
+    "optim.encoder_freeze_until", "optim.rest_freeze_until",
 )  # fmt: skip
 
 
@@ -103,6 +105,13 @@ def names(folder: Path = RECIPES) -> list[str]:
     """Names of the YAML files below `folder`, without .yaml; of the recipes, those that `ssl3d train` takes."""
     found = (p.relative_to(folder).with_suffix("").as_posix() for p in sorted(folder.rglob("*.yaml")))
     return [n for n in found if n.split("/")[0] not in ("downstream", "sweeps")]
+
+
+def find_split(name: str) -> Path:
+    """The split file called `name`: a path, or one that ships, with or without .json; a path where there is neither."""
+    path = Path(name)
+    inside = SPLITS / f"{path.name.removesuffix('.json')}.json"
+    return inside if not path.exists() and path.parent == Path() and inside.is_file() else path
 
 
 def read(source: str | Path | Mapping[str, Any], folder: Path = RECIPES) -> dict[str, Any]:
@@ -253,8 +262,16 @@ def read_json(path: str, key: str) -> Any:
         raise ConfigError([f"{key}: '{path}' is not readable as JSON ({error})"]) from None
 
 
+def patients_of(part: Any) -> list[str] | None:
+    """The patients of one part of a split file: a list, or {domain: list}; None where it is neither."""
+    if isinstance(part, Mapping) and all(isinstance(own, list) for own in part.values()):
+        return [str(patient) for own in part.values() for patient in own]
+    return [str(patient) for patient in part] if isinstance(part, list) else None
+
+
 def subjects(value: str | list[str] | None, key: str) -> set[str] | None:
-    """The subjects of data.include or data.exclude: a list, or a JSON file (a list, or a split by role).
+    """The subjects of data.include or data.exclude: a list, or a JSON file (a list, or a split by role; shipped
+    splits go by their names).
 
     Of a split, `include` takes the pool/train patients and `exclude` the validation and test patients.
     Raises ConfigError naming the key and file.
@@ -263,10 +280,10 @@ def subjects(value: str | list[str] | None, key: str) -> set[str] | None:
         return None
     if isinstance(value, list):
         return {str(v) for v in value}
-    content = read_json(value, key)
+    content = read_json(str(find_split(value)), key)
     roles = ("pool", "train") if key.endswith("include") else ("validation", "test")
     if isinstance(content, Mapping):
-        chosen = [content[r] for r in roles if isinstance(content.get(r), list)]
+        chosen = [found for found in (patients_of(content.get(r)) for r in roles) if found is not None]
         if not chosen:
             raise ConfigError([f"{key}: '{value}' names no {' or '.join(roles)} patients"])
         content = [p for part in chosen for p in part]

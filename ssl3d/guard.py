@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -142,6 +143,8 @@ def _places(suite: GuardedSuite, key: str) -> tuple[str, str]:
     found = []
     for name, given in (("store", suite.store), ("split", suite.split)):
         value = given or values.get(name)
+        if isinstance(value, Mapping):
+            value = _stated(value, key)
         if not isinstance(value, str) or value == MISSING:
             where = f"the suite '{suite.suite}' leaves it open" if suite.suite else "no suite is named"
             raise ConfigError([f"{key}.{name} is not set, and {where}: give {key}.{name}=PATH"])
@@ -149,12 +152,22 @@ def _places(suite: GuardedSuite, key: str) -> tuple[str, str]:
     return found[0], found[1]
 
 
+def _stated(split: Mapping[str, Any], key: str) -> str:
+    """The file of a suite's split. Raises ConfigError where the suite draws it from the labelled store."""
+    if split.get("rule") != "file":
+        raise ConfigError(
+            [f"{key}.split is not set, and the suite draws its split from the labelled store: write it by "
+             f"ssl3d evaluate --suite SUITE --plan-only, and give {key}.split=OUT/split.json"]
+        )  # fmt: skip
+    return str(split["file"])
+
+
 def _test_patients(split: str, key: str) -> list[str]:
-    content = config.read_json(split, f"{key}.split")
-    patients = content.get("test") if isinstance(content, dict) else None
-    if not isinstance(patients, list) or not patients:
+    content = config.read_json(str(config.find_split(split)), f"{key}.split")
+    patients = config.patients_of(content.get("test")) if isinstance(content, dict) else None
+    if not patients:
         raise ConfigError([f"{key}.split: '{split}' names no test patients"])
-    return [str(patient) for patient in patients]
+    return patients
 
 
 def _names(suites: Sequence[GuardedSuite]) -> str:

@@ -87,13 +87,22 @@ def load(folder: Path) -> Initial | None:
 def provenance(run_or_file: Path) -> dict[str, Any]:
     """{recipe, seed, steps} of a run or checkpoint; {imported: format, digest, notes} of other weights.
 
+    Of both, `seen_digest` where they carry it: of the list of volumes that they were trained on (ssl3d.leaks).
+
     Raises FileNotFoundError, ValueError naming the file.
     """
     if not checkpoint.is_foreign(run_or_file):
         content = checkpoint.open_run(run_or_file)
         recipe = content["recipe"]
-        return {"recipe": recipe, "seed": recipe["run"]["seed"], "steps": content["step"]}
+        own = {"recipe": recipe, "seed": recipe["run"]["seed"], "steps": content["step"]}
+        return own | _seen(content)
     from ssl3d import weights
 
     _, report = weights.import_weights(run_or_file)
-    return {"imported": {"format": report.format, "digest": report.digest, "notes": report.notes}}
+    found = {"imported": {"format": report.format, "digest": report.digest, "notes": report.notes}}
+    return found | _seen(report.provenance)
+
+
+def _seen(card: Mapping[str, Any]) -> dict[str, Any]:
+    digest = card.get("seen_digest")
+    return {"seen_digest": digest} if digest else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,11 @@ def find_seen(source: Path) -> Path | None:
     """seen.parquet of a run directory, or of the run that a checkpoint file lies in; None when there is none."""
     folders = [source] if source.is_dir() else [source.parent, source.parent.parent]
     return next((folder / SEEN_FILE for folder in folders if (folder / SEEN_FILE).is_file()), None)
+
+
+def seen_digest(seen: pd.DataFrame) -> str:
+    """What checkpoints and exports carry of the list of volumes that they were trained on, in the order of its rows."""
+    return hashlib.blake2b("\n".join(seen["fingerprint"]).encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,25 +13,33 @@ from torch import nn
 from ssl3d.config import ConfigError, OptimConfig
 
 NOT_DECAYED = re.compile(r"(^|[._])(pos|pos_embed|positions?|.*_token|.*_tokens|prefix)$")
-LAYER = re.compile(r"(?:^|\.)(?:stages|blocks|layers)\.(\d+)\.")
+# "encoder.stages.2.", "layers.7.", "layer3.", "layers1c.0.", "conv_blocks_context.4.", "down_tr128.": a step in depth
+LAYER = re.compile(
+    r"(?P<kind>(?:^|.*?\.)(?:stages|blocks|conv_blocks_context|down_layers|layers)\.|(?:^|.*?\.)(?:layers?|down_tr"
+    r"|convtrans_e|down|encoder))(?P<number>\d+)c?\."
+)
 
 
 def parameter_groups(module: nn.Module, config: OptimConfig, encoder: set[str]) -> list[dict[str, Any]]:
-    """One group per distinct (lr_scale, weight_decay, freeze_until). `encoder`: names that layer_decay applies to.
+    """One group per distinct (lr_scale, weight_decay, freeze_until). `encoder`: names of the encoder's parameters.
+
+    `layer_decay` and `encoder_freeze_until` apply to those, `rest_freeze_until` to all others.
 
     Norms, biases (one axis), positions and tokens get no weight decay unless a `groups` entry says otherwise.
     Raises ConfigError when an entry of optim.groups matches no parameter.
     """
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-    depth = 1 + max((_layer(n) for n in encoder), default=0)
+    layers = encoder_layers([n for n, _ in module.named_parameters() if n in encoder])
+    depth = 1 + max(layers.values(), default=0)
     matched = [0] * len(config.groups)
     groups: dict[tuple[float, bool, float, int], dict[str, Any]] = {}
     for name, parameter in named:
-        lr_scale, freeze_until = 1.0, 0
+        lr_scale = 1.0
+        freeze_until = config.encoder_freeze_until if name in encoder else config.rest_freeze_until
         decayed = parameter.ndim > 1 and not NOT_DECAYED.search(name)
         weight_decay = config.weight_decay if decayed else 0.0
         if config.layer_decay is not None and name in encoder:
-            lr_scale = config.layer_decay ** (depth - _layer(name))
+            lr_scale = config.layer_decay ** (depth - layers[name])
         for i, group in enumerate(config.groups):
             if re.search(group.match, name):
                 matched[i] += 1
@@ -46,10 +55,20 @@ def parameter_groups(module: nn.Module, config: OptimConfig, encoder: set[str]) 
     return list(groups.values())
 
 
-def _layer(name: str) -> int:
-    """0 for stem and embedding, i + 1 for what belongs to stage or block i."""
-    found = LAYER.search(name)
-    return int(found.group(1)) + 1 if found else 0
+def encoder_layers(names: Sequence[str]) -> dict[str, int]:
+    """{name: depth} of an encoder's parameters, given in the order of their registration.
+
+    Stages, blocks and layers are numbered from 1 in the order in which they come. What has no number belongs with what
+    came before it (a transformer's last norm with its last block); stem and embedding, before all, are 0.
+    """
+    steps: dict[tuple[str, int], int] = {}
+    found, last = {}, 0
+    for name in names:
+        match = LAYER.match(name)
+        if match:
+            last = steps.setdefault((match["kind"], int(match["number"])), len(steps) + 1)
+        found[name] = last
+    return found
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig, encoder: set[str]) -> torch.optim.Optimizer:

@@ -79,6 +79,8 @@ class OptimConfig:
     """Optimiser and schedule, the same for every method. `lr` is reached after `warmup_steps`, linearly from 0.
 
     Norms, biases, positions and tokens are not decayed. `layer_decay` scales the rate by layer_decay^(layers above).
+    `encoder_freeze_until`, `rest_freeze_until`: steps before which the encoder, or all that is no encoder, does not
+    move (no step, no decay): the head first, or the encoder first.
     """
 
     lr: float
@@ -94,6 +96,8 @@ class OptimConfig:
     warmup_steps: int = 0
     clip_norm: float | None = None
     layer_decay: float | None = None
+    encoder_freeze_until: int = 0
+    rest_freeze_until: int = 0
     ema: float | None = None
     groups: list[GroupConfig] = field(default_factory=list)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -30,6 +30,8 @@ class RegionSpec:
     sample with a place of its own in it.
     `labels`: the batch carries `label`; only labelled volumes are sampled.
     `labelled_share`: share of samples centred on a labelled class (drawn uniformly over the classes), for supervision.
+    `labelled_slices`: {volume: (axis, slices)} that alone are annotated (None: all voxels are): classes are looked for
+    in these slices; what else the stored labels say is the task's to ignore.
     """
 
     size: Size3
@@ -38,6 +40,7 @@ class RegionSpec:
     same_volume: bool = False
     labels: bool = False
     labelled_share: float = 0.0
+    labelled_slices: Mapping[int, tuple[int, tuple[int, ...]]] | None = None
 
 
 @dataclass

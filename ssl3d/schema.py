@@ -55,10 +55,11 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
 def parameters(cls: type) -> dict[str, tuple[Any, Any]]:
     """{name: (annotation, default or inspect.Parameter.empty)} of a class's constructor."""
     init = cls.__init__  # type: ignore[misc]
-    hints = typing.get_type_hints(init)
     factories = {}
-    if dataclasses.is_dataclass(cls):
-        hints = {**typing.get_type_hints(cls), **hints}
+    if not dataclasses.is_dataclass(cls):
+        hints = typing.get_type_hints(init)
+    else:  # its fields: the annotations of a generated __init__ are read in the module of the last base alone
+        hints = typing.get_type_hints(cls)
         factories = {f.name: f.default_factory for f in dataclasses.fields(cls)}
     found = {}
     for name, p in list(inspect.signature(init).parameters.items())[1:]:
@@ -214,7 +215,7 @@ def build(node: Any, annotation: Any = Any, **given: Any) -> Any:
         return cls(**{k: build(v, known[k][0]) for k, v in node.items() if k != TARGET}, **given)
     options = [a for a in (typing.get_args(annotation) or (annotation,)) if dataclasses.is_dataclass(a)]
     if isinstance(node, Mapping):
-        if options:
+        if options and typing.get_origin(annotation) not in (dict, Mapping):
             known = parameters(options[0])  # type: ignore[arg-type]
             return options[0](**{k: build(v, known[k][0]) for k, v in node.items()})  # type: ignore[operator]
         return {k: build(v) for k, v in node.items()}

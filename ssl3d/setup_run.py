@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -26,7 +25,7 @@ from ssl3d.environment import environment
 from ssl3d.fabric import Fabric
 from ssl3d.guard import Guarded, guard
 from ssl3d.initial import Initial
-from ssl3d.leaks import SEEN_FILE
+from ssl3d.leaks import SEEN_FILE, seen_digest
 from ssl3d.log import write_json
 from ssl3d.seeding import mix
 from ssl3d.tasks.task import Objective
@@ -146,7 +145,7 @@ class RunData:
         seen = pd.concat([*(volume_table(store, plan.rows(i)) for i, store in enumerate(stores)), inherited])
         seen = seen.drop_duplicates(["fingerprint", "perceptual_hash", "subject"])
         seen = seen.sort_values("fingerprint", ignore_index=True)
-        digest = hashlib.blake2b("\n".join(seen["fingerprint"]).encode(), digest_size=16).hexdigest()
+        digest = seen_digest(seen)
         spacing = np.median(np.concatenate([s.column("spacing")[plan.rows(i)] for i, s in enumerate(stores)]), axis=0)
         numbers = describe_normalisation(stores, data.normalise)
         return cls(recipe, plan, holdout, seen, digest, numbers, [float(v) for v in spacing], guarded, initial)

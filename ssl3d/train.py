@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -21,6 +21,7 @@ from ssl3d.interruption import Interrupted, Interruption
 from ssl3d.log import METRICS_FILE, MetricLog
 from ssl3d.meters import Watch
 from ssl3d.observers import observe, observers_of
+from ssl3d.observers.observer import Observer
 from ssl3d.precision import choose_precision
 from ssl3d.regions import RegionBatch
 from ssl3d.seeding import mix
@@ -53,8 +54,10 @@ class _Trained(nn.Module):
         return _Parcel(self.objective(parcel.content))
 
 
-def train(recipe: Recipe) -> Path:
+def train(recipe: Recipe, observers: Sequence[Observer] = ()) -> Path:
     """Train a recipe to its last step and return the run directory; the same directory again resumes exactly.
+
+    `observers`: more of them than the recipe asks for.
 
     Raises ConfigError (a key is wrong), FileNotFoundError (no such store), TrainingStopped (the loss is not finite,
     the directory is in use or holds another run), DiskFull, Interrupted (by a signal: it saved, the same call goes on).
@@ -84,7 +87,7 @@ def train(recipe: Recipe) -> Path:
                 training.metrics.cut(training.step)
             del previous
             with training.interruption:
-                _loop(training)  # its last save is on the disk when it returns
+                _loop(training, observers)  # its last save is on the disk when it returns
             failed = False
         except Interrupted:
             failed = False
@@ -188,11 +191,11 @@ def _save(training: Training, wait: bool = False, best: bool = False) -> None:
     training.writer.save(content, wait, best)
 
 
-def _loop(training: Training) -> None:
+def _loop(training: Training, more: Sequence[Observer]) -> None:
     recipe, run = training.recipe, training.recipe.run
     watch = meters.watch(recipe, training.objective, training.fabric)
     finite = _FiniteCheck(training)
-    observers = observers_of(training)
+    observers = [*observers_of(training), *more]
     every = setup_run.due
     with (
         training.data.loader(training.fabric, training.step) as loader,

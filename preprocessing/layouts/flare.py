@@ -12,6 +12,11 @@ from preprocessing.tree import Folder
 NAME = "FLARE"
 ORDER = 60
 _PLAIN = "images"  # a usual name: it makes a data set only beside a folder of labels
+_FLARE22 = "FLARE22_"  # its cases; other years have other organs, and state them nowhere
+_ORGANS = (
+    "background", "liver", "right kidney", "spleen", "pancreas", "aorta", "inferior vena cava", "right adrenal gland",
+    "left adrenal gland", "gallbladder", "oesophagus", "stomach", "duodenum", "left kidney",
+)  # fmt: skip
 
 
 def matches(folder: Folder) -> bool:
@@ -39,6 +44,7 @@ def read(folder: Folder) -> Found:
                     channels=len(case.images) > 1,
                     subject=case.name,
                     raw_subject=case.name,
+                    classes=dict(enumerate(_ORGANS)) if case.name.startswith(_FLARE22) else {},
                     problem=missing_channel(case),
                 )
             )

@@ -35,7 +35,7 @@ class Scan:
     affine: Array
 
 
-def _contrast(value: Array, kind: str, rng: np.random.Generator) -> Array:
+def contrast(value: Array, kind: str, rng: np.random.Generator) -> Array:
     """Texture values (standard normal) -> tissue signal of mean near 0 and spread near 1; "folded" is not monotone."""
     if kind == "linear":
         return value
@@ -63,7 +63,7 @@ def _affine(shape: tuple[int, ...], spacing_mm: tuple[float, ...], rng: np.rando
     return affine
 
 
-def _bias_field(points: Array, rng: np.random.Generator) -> Array:
+def bias_field(points: Array, rng: np.random.Generator) -> Array:
     """A smooth multiplicative field (N,) around 1: a linear and a quadratic term of position."""
     u = points / (FIELD_OF_VIEW_MM / 2)
     linear, quadratic = rng.normal(0, 0.12, 3), rng.normal(0, 0.08, (3, 3))
@@ -79,8 +79,8 @@ def scan(anatomy: Anatomy, rng: np.random.Generator) -> Scan:
     points = index @ affine[:3, :3].T + affine[:3, 3]
 
     value, label, inside = anatomy.paint(points)
-    signal = _contrast(value, CONTRASTS[rng.integers(len(CONTRASTS))], rng)
-    signal = np.where(inside, np.maximum(3 + signal, 0.2) * _bias_field(points, rng), 0)
+    signal = contrast(value, CONTRASTS[rng.integers(len(CONTRASTS))], rng)
+    signal = np.where(inside, np.maximum(3 + signal, 0.2) * bias_field(points, rng), 0)
     real, imaginary = rng.normal(0, rng.uniform(0.1, 0.2), (2, len(points)))
     signal = np.hypot(signal + real, imaginary)  # Rician, as in magnitude MRI
     signal *= 10 ** rng.uniform(1.5, 3)

@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ssl3d.data.format import FEW_SLICES
+from ssl3d.data.format import FEW_SLICES, LABELS
 from ssl3d.data.lru import LRU
 from ssl3d.data.order import VisitOrder
 from ssl3d.data.store import Store
 from ssl3d.data.subjects import matching
-from ssl3d.regions import RegionSpec, Size3
+from ssl3d.regions import RegionSpec, Size3, size3
 from ssl3d.seeding import mix, numpy_generator
 
 _log = logging.getLogger(__name__)
@@ -236,7 +236,7 @@ class SamplingPlan:
         centre = [lo + int(f * (hi - lo)) for f, lo, hi in zip(u[:3], box[:3], box[3:])]
         share = self.spec.labelled_share
         if share > 0 and u[3] < share:
-            classes = self._coordinates.get(volume, lambda: self._labelled(store, row))
+            classes = self._coordinates.get(volume, lambda: self._labelled(volume, store, row))
             if classes:
                 points = classes[int(u[3] / share * len(classes))]  # u3 / share is uniform again
                 centre = points[int(u[0] * len(points))].tolist()
@@ -246,11 +246,27 @@ class SamplingPlan:
             start.append(first - (region - patch) // 2)
         return (start[0], start[1], start[2])
 
-    def _labelled(self, store: int, row: int) -> list[np.ndarray]:
-        """Recorded voxels (k,3) of each class but background and ignore, by class value."""
+    def _labelled(self, volume: int, store: int, row: int) -> list[np.ndarray]:
+        """Voxels (k,3) of each class but background and ignore, by class value: recorded ones, or of the slices."""
         info = self.stores[store].label_info(row)
         leave_out = {0, info.ignore}
+        if self.spec.labelled_slices is not None:
+            return self._on_slices(store, row, *self.spec.labelled_slices[volume], leave_out)
         return [np.array(p) for value, p in sorted(info.coordinates.items()) if value not in leave_out and p]
+
+    def _on_slices(
+        self, store: int, row: int, axis: int, slices: Sequence[int], leave_out: set[int | None]
+    ) -> list[np.ndarray]:
+        """The classes' voxels (k,3) on some slices across an axis, read from the stored labels."""
+        opened, found = self.stores[store], dict[int, list[np.ndarray]]()
+        shape = opened.shape(row, LABELS)[1:]
+        for at in slices:
+            start = size3(at if a == axis else 0 for a in range(3))
+            size = size3(1 if a == axis else n for a, n in enumerate(shape))
+            label = opened.read(row, start, size, kind=LABELS)[0]
+            for value in set(np.unique(label).tolist()) - leave_out:
+                found.setdefault(int(value), []).append(np.argwhere(label == value) + start)
+        return [np.concatenate(points) for _, points in sorted(found.items())]
 
     def _eligible(
         self, subjects: list[str], include: Collection[str] | None, exclude: Collection[str], few_slices: bool

@@ -93,6 +93,10 @@ class Store:
         """Classes, ignore value and sampled coordinates of a labelled volume. Raises FileNotFoundError."""
         return LabelInfo.from_json(self._array_attributes(row, fmt.LABELS))
 
+    def digest(self, row: int, kind: str = fmt.VOLUMES) -> dict[str, str]:
+        """{shard object: blake2b} of an array, as it was written."""
+        return dict(self._array_attributes(row, kind).get("digest") or {})
+
     def shape(self, row: int, kind: str = fmt.VOLUMES) -> tuple[int, ...]:
         """(C,Z,Y,X) of an array."""
         return tuple(self._array(row, kind).shape)

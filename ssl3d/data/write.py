@@ -13,13 +13,21 @@ import numpy as np
 
 from ssl3d.data import format as fmt
 from ssl3d.data.encode import METADATA, encode_metadata, encode_shards
-from ssl3d.data.format import LabelInfo, VolumeAttributes
+from ssl3d.data.format import ChannelStats, LabelInfo, VolumeAttributes
 from ssl3d.data.index import build_index
 from ssl3d.data.objects import Objects, open_objects
 from ssl3d.data.thumbnail import perceptual_hash, thumbnail
 from ssl3d.data.thumbnail_file import THUMBNAIL_OBJECT, encode_thumbnail
 
-__all__ = ["build_index", "create_store", "is_committed", "remove_uncommitted", "uncommit", "write_volume"]
+__all__ = [
+    "build_index",
+    "channel_stats",
+    "create_store",
+    "is_committed",
+    "remove_uncommitted",
+    "uncommit",
+    "write_volume",
+]
 
 _NOT_CONTENT = (fmt.LOCK_FILE, fmt.WRITER_FILE, *fmt.KINDS)  # what a store that was only begun may hold
 
@@ -107,6 +115,16 @@ def write_volume(
     if confirm is not None:
         confirm()
     objects.put(f"{folder}/{METADATA}", metadata)
+
+
+def channel_stats(values: np.ndarray) -> ChannelStats:
+    """What the conversion keeps of a channel's values: moments, extremes, percentiles, moments after clipping."""
+    low, middle, high = (float(v) for v in np.percentile(values, [0.5, 50, 99.5]))
+    clipped = np.clip(values, low, high)
+    return ChannelStats(
+        values.size, float(values.mean()), float(values.std()), float(values.min()), float(values.max()),
+        low, middle, high, low, high, float(clipped.mean()), float(clipped.std()),
+    )  # fmt: skip
 
 
 def uncommit(root: str | Path, volume_id: str) -> None:

@@ -1,4 +1,4 @@
-"""A small store of noise with a brighter box in every volume, and the statistics a store keeps of a volume."""
+"""A small store of noise with a brighter box in every volume."""
 
 from __future__ import annotations
 
@@ -7,19 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ssl3d.data.format import ChannelStats
-from ssl3d.data.write import build_index, create_store, write_volume
+from ssl3d.data.write import build_index, channel_stats, create_store, write_volume
 from ssl3d.testing.store import plain_attributes
-
-
-def channel_stats(values: np.ndarray) -> ChannelStats:
-    """What the conversion keeps of a channel's values: moments, extremes, percentiles, moments after clipping."""
-    low, middle, high = (float(v) for v in np.percentile(values, [0.5, 50, 99.5]))
-    clipped = np.clip(values, low, high)
-    return ChannelStats(
-        values.size, float(values.mean()), float(values.std()), float(values.min()), float(values.max()),
-        low, middle, high, low, high, float(clipped.mean()), float(clipped.std()),
-    )  # fmt: skip
 
 
 def write_small(root: Path, volumes: int = 6, shape: tuple[int, int, int] = (20, 26, 30), seed: int = 0) -> Path:

@@ -14,9 +14,8 @@ from downstream.guard import LeakError, check_leak
 from ssl3d.config import ConfigError, load
 from ssl3d.data.near import COLUMNS, near_duplicates, volume_table
 from ssl3d.data.store import open_store
-from ssl3d.data.write import build_index, create_store, write_volume
+from ssl3d.data.write import build_index, channel_stats, create_store, write_volume
 from ssl3d.guard import guard
-from ssl3d.testing.small_store import channel_stats
 from ssl3d.testing.store import plain_attributes
 from ssl3d.train import train
 

@@ -87,3 +87,33 @@ def test_weight_average_starts_as_a_copy_and_follows():
     average.update(net)
     torch.testing.assert_close(average.state["0.weight"], start + 0.1)
     assert average.state["1.num_batches_tracked"] == 1
+
+
+@pytest.mark.parametrize("first", ["head", "encoder"])
+def test_one_part_learns_first(first):
+    net = Net()
+    encoder = {n for n, _ in net.named_parameters() if not n.startswith("head")}
+    waits = {"encoder_freeze_until": 2} if first == "head" else {"rest_freeze_until": 2}
+    config = OptimConfig(lr=0.1, weight_decay=0.1, **waits)
+    optimizer = optim.build_optimizer(net, config, encoder)
+    before = {n: p.detach().clone() for n, p in net.named_parameters()}
+    for step in range(3):
+        optim.set_step(optimizer, step, 10, config)
+        sum((p + 1).square().sum() for p in net.parameters()).backward()
+        optim.drop_frozen_gradients(optimizer, step)
+        optimizer.step()
+        optimizer.zero_grad()
+        still = {n for n, p in net.named_parameters() if torch.equal(p, before[n])}
+        waiting = encoder if first == "head" else set(before) - encoder
+        assert still == (waiting if step < 2 else set())
+
+
+def test_layers_are_numbered_in_order_whatever_they_are_called():
+    def layers(*names: str) -> list[int]:
+        return list(optim.encoder_layers(names).values())
+
+    assert layers("patch_embed.weight", "layers.0.qkv.weight", "layers.1.norm1.bias", "norm.weight") == [0, 1, 2, 2]
+    assert layers("conv1.weight", "layer1.0.conv1.weight", "layer1.1.conv1.weight", "layer2.0.bn1.bias") == [0, 1, 1, 2]
+    assert layers("down_tr64.ops.0.conv1.weight", "down_tr128.ops.0.conv1.weight") == [1, 2]
+    assert layers("stem.stages.0.blocks.0.conv.weight", "stem.stages.1.x.weight", "eva.blocks.0.gamma_1") == [1, 2, 3]
+    assert layers("swin.layers1.0.blocks.0.w", "swin.layers1.0.blocks.1.w", "swin.layers2.0.blocks.0.w") == [1, 2, 3]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from shapes_store import suite_values, write_run, write_store
 
-from downstream.plan import finetune_cells
+from downstream.plan import final_cells
 from downstream.setup import prepare
 from downstream.suite import load_suite
 
@@ -38,7 +38,8 @@ def cell_of(labelled_store, split_file, tmp_path):
     def make(name: str, *runs: Path, **changes):
         suite = load_suite(suite_values(labelled_store, split_file, **changes))
         context, split, arms, _ = prepare(runs, suite, tmp_path / "out")
-        rates = {arm.name: 0.01 for arm in arms}
-        return context, next(c for c in finetune_cells(context, split, arms, rates) if c.arm.name == name)
+        choices = {(measure, arm.name): (("lr", 0.01),) for measure in suite.measures for arm in arms}
+        cells = final_cells(context, split, arms, choices, ["finetune"])
+        return context, next(c for c in cells if c.arm.name == name)
 
     return make

@@ -86,10 +86,10 @@ def write_store(root: Path, patients: int, seed: int = 0, original: bool = True)
     return root
 
 
-def write_run(folder: Path, seed: int = 0, network: dict | None = None, steps: int = 5) -> Path:
+def write_run(folder: Path, seed: int = 0, network: dict | None = None, steps: int = 5, channels: int = 1) -> Path:
     """A run directory with random weights, and a seen.parquet that knows none of the store's patients."""
     torch.manual_seed(seed)
-    backbone = ResEncUNet("S", 1, network or NETWORK)
+    backbone = ResEncUNet("S", channels, network or NETWORK)
     content = {
         "step": steps,
         "recipe": {"run": {"seed": seed}},

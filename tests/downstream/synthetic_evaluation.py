@@ -62,8 +62,9 @@ def rows(
     scratch = table["arm"] == "scratch"
     return table.assign(
         suite="phantom", dataset="phantom <organs>", run=np.where(scratch, "", "runs/" + table["arm"]),
-        pretrain_seed=np.where(scratch, np.nan, 0.0), init=np.where(scratch, "random", "encoder"), schedule=measure,
-        subset=table["seed"], step=0 if measure == "probe" else 200, split="test",
+        pretrain_seed=np.where(scratch, np.nan, 0.0), domain="", method=np.where(scratch, "", table["arm"] + "-000000"),
+        init=np.where(scratch, "random", "encoder"), schedule=measure, subset=table["seed"],
+        step=0 if measure == "probe" else 200, split="test",
     )[list(COLUMNS)]  # fmt: skip
 
 

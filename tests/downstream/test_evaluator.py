@@ -5,19 +5,26 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 from shapes_store import CLASSES, suite_values, write_run, write_store
+from synthetic_evaluation import rows, write_evaluation
 
 import downstream
-from downstream.context import FINETUNE, PROBE, VALIDATION, Cell
-from downstream.plan import best_rates, finetune_cells, picture_rows, probe_cells, search_cells
+from downstream.context import VALIDATION, Cell, store_digest
+from downstream.finetune import Finetune
+from downstream.plan import best_choices, final_cells, picture_rows, search_cells
+from downstream.planning import power_sentences
 from downstream.results import COLUMNS, MEAN_FOREGROUND, read_results
+from downstream.schedule import FinetuneOptim
 from downstream.setup import prepare
+from downstream.splits import Split
 from downstream.suite import load_suite
+from ssl3d.data.store import open_store
 
 
 def refused(values: dict, runs: list, out: Path, words: str) -> None:
@@ -73,19 +80,19 @@ def test_the_plan_gives_every_arm_the_same(labelled_store, split_file, run_folde
     suite = load_suite(suite_values(labelled_store, split_file))
     context, split, arms, warnings = prepare([run_folder], suite, tmp_path / "out")
     assert not warnings and list(context.classes.values()) == [n for v, n in CLASSES.items() if v]
-    rates = {arm.name: 0.01 for arm in arms}
-    cells = probe_cells(context, split, arms) + search_cells(context, split, arms)
-    cells += finetune_cells(context, split, arms, rates)
+    choices = {(measure, arm.name): (("lr", 0.01),) for measure in suite.measures for arm in arms}
+    cells = search_cells(context, split, arms) + final_cells(context, split, arms, choices)
     assert len({context.key(c) for c in cells}) == len(cells) == 8 + 4 + 8
 
     def told(cell: Cell) -> tuple:
-        return cell.measure, cell.n_labelled, cell.seed, cell.labelled, cell.scored, cell.split, cell.lr, cell.pictures
+        which = cell.measure, cell.n_labelled, cell.seed, cell.split, cell.choice
+        return *which, cell.labelled, cell.scored, cell.pictures
 
     by_arm = [[told(c) for c in cells if c.arm is arm] for arm in arms]
     assert by_arm[0] == by_arm[1]
     assert all(set(c.scored) == set(split.validation) for c in cells if c.split == VALIDATION)
     assert all(set(c.labelled) <= set(split.pool) for c in cells)
-    for measure in (PROBE, FINETUNE):
+    for measure in suite.measures:
         own = {(c.n_labelled, c.seed): c.labelled for c in cells if c.measure == measure and c.split != VALIDATION}
         assert all(own[2, s][:1] == own[1, s] for s in (0, 1))
     shown = [c for c in cells if c.pictures]
@@ -94,16 +101,21 @@ def test_the_plan_gives_every_arm_the_same(labelled_store, split_file, run_folde
 
 def test_the_best_rate_counts_patients_once(labelled_store, split_file, run_folder, tmp_path):
     suite = load_suite(suite_values(labelled_store, split_file))
-    _, _, arms, _ = prepare([run_folder], suite, tmp_path / "out")
+    context, _, arms, _ = prepare([run_folder], suite, tmp_path / "out")
     rows = [
-        (arm.name, lr, patient, MEAN_FOREGROUND, "dice", value)
+        ("finetune", arm.name, choice, 2, patient, MEAN_FOREGROUND, "dice", value)
         for arm in arms
-        for lr, values in ((0.1, [("a", 0.9), ("a", 0.9), ("a", 0.9), ("b", 0.1)]), (0.01, [("a", 0.6), ("b", 0.6)]))
+        for choice, values in ((1, [("a", 0.9), ("a", 0.9), ("a", 0.9), ("b", 0.1)]), (0, [("a", 0.6), ("b", 0.6)]))
         for patient, value in values
     ]
-    table = pd.DataFrame(rows, columns=["arm", "lr", "patient", "label", "metric", "value"])
-    assert best_rates(arms, [0.1, 0.01], table) == {"scratch": 0.01, "mae": 0.01}
-    assert best_rates(arms, [0.1], pd.DataFrame()) == {"scratch": 0.1, "mae": 0.1}
+    table = pd.DataFrame(
+        rows, columns=["measure", "arm", "choice", "step", "patient", "label", "metric", "value"]
+    )  # choice 0 is the smaller rate
+    best = best_choices(context, arms, table)
+    assert best == {(m, arm.name): (("lr", 0.001),) if m == "finetune" else () for m in suite.measures for arm in arms}
+    one = load_suite(suite_values(labelled_store, split_file), ["measures.finetune.optim.lr=0.1"])
+    context, _, arms, _ = prepare([run_folder], one, tmp_path / "out")
+    assert best_choices(context, arms, pd.DataFrame())["finetune", "mae"] == (("lr", 0.1),)
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +188,46 @@ def test_another_arm_changes_no_row_of_the_first(evaluated, tmp_path):
     table, whole = read_results(single), read_results(out)
     whole = whole[(whole["schedule"] == "probe") & (whole["arm"] == "scratch")].reset_index(drop=True)
     pd.testing.assert_frame_equal(table[table["arm"] == "scratch"].reset_index(drop=True), whole)
+
+
+def test_a_plan_counts_cells_and_trains_nothing(labelled_store, split_file, run_folder, tmp_path, capsys):
+    values = suite_values(labelled_store, split_file)
+    values["measures"].pop("probe")
+    values["measures"]["finetune"]["optim"]["warmup_steps"] = 1
+    path = downstream.evaluate([run_folder], values, tmp_path / "out", plan_only=True)
+    said = capsys.readouterr().out
+    assert "patients: 3 pool, 1 validation, 3 test" in said
+    assert "finetune: 12 cells, 0 finished, about" in said and "estimate from a trial" in said
+    assert "12 cells of 2 arms: about" in said and "power: not known before differences were seen" in said
+    assert json.loads(path.read_text())["test"] == ["patient_04", "patient_05", "patient_06"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [".lock", "split.json"]
+    with pytest.raises(ValueError, match="no run to evaluate: name a run"):
+        downstream.evaluate([], values, tmp_path / "none")
+    assert downstream.evaluate([], values, tmp_path / "none", plan_only=True).exists()
+    assert "finetune: 6 cells an arm" in capsys.readouterr().out
+
+
+def test_a_plan_in_the_folder_of_an_evaluation_states_its_power(tmp_path):
+    """Synthetic results of the planned measure, as an earlier evaluation left them."""
+    earlier = rows({"mae": {1: 0.05}})
+    write_evaluation(tmp_path / "out", earlier)
+    measure = next(m for m in earlier["schedule"].unique() if "=" not in m)
+    suite = SimpleNamespace(measures={measure: Finetune(
+        n_labelled=[1], seeds=5, steps=1, batch_size=1, patch_size=(8, 8, 8), optim=FinetuneOptim(lr=[0.1])
+    )})  # fmt: skip
+    context, split = SimpleNamespace(out=tmp_path / "out", suite=suite), Split((), (), tuple("abcdefgh"))
+    (found,) = power_sentences(context, split, [])  # type: ignore[arg-type]
+    assert found.startswith(f"power, {measure}: 5 training seeds, 8 test patients, one pre-training run: a difference")
+
+
+def test_a_changed_label_is_another_store(labelled_store, tmp_path):
+    store = tmp_path / "changed.zarr"
+    shutil.copytree(labelled_store, store)
+    before = store_digest(open_store(store))
+    assert before == store_digest(open_store(labelled_store))
+    meta = store / "labels" / "case_00_0" / "zarr.json"
+    content = json.loads(meta.read_text())
+    key = next(iter(content["attributes"]["digest"]))
+    content["attributes"]["digest"][key] = "0" * 32
+    meta.write_text(json.dumps(content))
+    assert store_digest(open_store(store)) != before

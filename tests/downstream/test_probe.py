@@ -8,9 +8,10 @@ import torch
 from scipy.optimize import minimize
 from shapes_store import NETWORK, suite_values
 
+from downstream.frozen_features import class_indices, sample_voxels, voxel_features
 from downstream.inference import predict, read_image
-from downstream.plan import probe_cells
-from downstream.probe import class_indices, fit, run_probe, sample_voxels, stack, voxel_features
+from downstream.plan import final_cells
+from downstream.probe import fit, stack
 from downstream.results import read_cell
 from downstream.setup import prepare
 from downstream.suite import load_suite
@@ -125,8 +126,8 @@ def test_probe_scores_are_those_of_its_classifier(labelled_store, split_file, ru
     suite = load_suite(suite_values(labelled_store, split_file, pictures=0, **changes))
     context, split, arms, _ = prepare([run_folder], suite, tmp_path / "out")
     arm = next(a for a in arms if not a.is_scratch)
-    (cell,) = probe_cells(context, split, [arm])
-    run_probe(context, arm, 0, [cell])
+    (cell,) = final_cells(context, split, [arm], {("probe", arm.name): ()})
+    context.measure(cell).run(context, [cell])
     table = read_cell(context.out, context.key(cell))
     assert set(table["patient"]) == set(split.test) and set(table["metric"]) == {"dice", "hd95", "assd"}
 

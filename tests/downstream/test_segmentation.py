@@ -145,14 +145,14 @@ def test_arms_differ_in_the_encoder_only(cell_of, tmp_path):
     run = write_run(tmp_path / "mae", seed=5)
     context, scratch = cell_of("scratch", run)
     _, other = cell_of("mae", run)
-    one, two = recipe(context, scratch), recipe(context, other)
+    one, two = (recipe(context, context.measure(c), c) for c in (scratch, other))
     assert one["model"].pop("init") is None and two["model"].pop("init") == str(run)
     assert one["run"].pop("dir") != two["run"].pop("dir")
     assert one == two
     from ssl3d.train import _objective
 
     new = tmp_path / "new"  # a folder that no run has begun in
-    a, b = (_objective(config.load(recipe(context, cell)), new)[0] for cell in (scratch, other))
+    a, b = (_objective(config.load(recipe(context, context.measure(cell), cell)), new)[0] for cell in (scratch, other))
     encoder = a.backbone.encoder_parameter_names()
     differing = {n for n, v in a.state_dict().items() if not torch.equal(v, b.state_dict()[n])}
     assert differing and all(n.removeprefix("backbone.") in encoder for n in differing)

@@ -4,9 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from synthetic_evaluation import rows, search_rows
+from test_jackknife import auroc
 
 from downstream.comparison import compare, patient_scores, search
-from downstream.results import COLUMNS, MEAN_FOREGROUND
+from downstream.results import COLUMNS, MEAN_FOREGROUND, read_results
+from downstream.volume_metrics import CLASSIFICATION
+from ssl3d.seeding import numpy_generator
 
 
 def _point(points, arm, n, metric="dice"):
@@ -25,7 +28,7 @@ def test_by_hand():
     for (arm, seed), cases in values.items():
         for case, pair in cases.items():
             for label, value in zip(("x", "y", MEAN_FOREGROUND), (*pair, 99.0)):  # the mean row must not be used
-                lines.append(("s", "d", arm, "", 0, "", "finetune", 2, seed, seed, 10, "test", case[0], case, label,
+                lines.append(("s", "d", arm, "", 0, "", "", "finetune", 2, seed, seed, 10, "test", case[0], case, label,
                               "dice", value))  # fmt: skip
     points = compare(pd.DataFrame(lines, columns=list(COLUMNS)))
     mae = _point(points, "mae", 2)
@@ -115,6 +118,100 @@ def test_pre_training_runs_of_one_name_stay_apart():
     assert arms == {"scratch", "mae (runs/mae)", "mae (runs/mae-b)"}
 
 
+def _runs(count, effect=0.03, spread=0.01, seeds=range(5)):
+    """`count` pre-training runs of one method, whose effects lie around `effect`."""
+    offsets = [spread * (i - (count - 1) / 2) for i in range(count)]
+    table = rows({f"mae-{i}": {2: effect + offset} for i, offset in enumerate(offsets)}, seeds=seeds)
+    scratch = table["arm"] == "scratch"
+    number = pd.to_numeric(table["arm"].str.removeprefix("mae-"), errors="coerce")
+    return table.assign(method=np.where(scratch, "", "MAE-0a1b2c"), pretrain_seed=number)
+
+
+def test_three_runs_are_a_method_and_two_are_checkpoints():
+    two = compare(_runs(2))
+    assert {p.arm for p in two} == {"scratch", "mae-0", "mae-1"} and not any(p.of_method for p in two)
+    point = _point(compare(_runs(3)), "MAE", 2)
+    assert point.of_method and point.score.runs == point.difference.runs == 3
+    assert point.difference.mean == pytest.approx(np.mean([
+        _point(compare(_runs(3), pool=False), f"mae-{i}", 2).difference.mean for i in range(3)]))  # fmt: skip
+    assert {p.arm for p in compare(_runs(3))} == {"scratch", "MAE"}
+    assert (point.difference.replicates, point.difference.patients) == (5, 12)
+    assert point.tests.permutation.smallest == 1 / 4**5
+
+
+def test_what_runs_differ_by_widens_the_interval():
+    near, far = (_point(compare(_runs(3, spread=s)), "MAE", 2).difference for s in (0.0, 0.02))
+    assert far.half_width > 1.5 * near.half_width and far.mean == pytest.approx(near.mean)
+
+
+def test_a_run_given_twice_is_no_repetition():
+    table = _runs(3)
+    again = table[table["arm"] == "mae-2"].assign(arm="mae-2 copy", run="elsewhere")
+    points = compare(pd.concat([table, again]))
+    assert {p.arm for p in points} == {"scratch", "MAE", "mae-2 copy"}
+    assert _point(points, "MAE", 2).score.runs == 3
+    two = compare(pd.concat([table[table["arm"] != "mae-0"], again]))
+    assert {p.arm for p in two} == {"scratch", "mae-1", "mae-2", "mae-2 copy"}
+
+
+def test_an_unfinished_run_leaves_two_and_no_interval():
+    table = _runs(3)
+    point = _point(compare(table[~((table["arm"] == "mae-1") & (table["seed"] > 1))]), "MAE", 2)
+    assert point.difference.dropped_runs == 1 and point.difference.low is None
+    assert point.difference.reason == "only 2 pre-training runs" and point.verdict() == "no interval"
+    assert not point.of_method
+
+
+def test_old_tables_without_the_column_stay_apart(tmp_path):
+    _runs(3).drop(columns="method").to_csv(tmp_path / "results.csv", index=False)
+    assert {p.arm for p in compare(read_results(tmp_path))} == {"scratch", "mae-0", "mae-1", "mae-2"}
+
+
+def test_labels_shuffled_between_arms_give_no_difference():
+    """A planted bug: which training of a replicate is called scratch is random. A clear effect must vanish."""
+    table = rows({"mae": {2: 0.1}}, seeds=range(8))
+    table = table[table["metric"] == "dice"]
+    assert _point(compare(table), "mae", 2).verdict() == "better"
+    verdicts, small = [], 0
+    for draw in range(12):
+        swapped = numpy_generator(draw, "shuffle").permutation(8)[:4]
+        hit = table["seed"].isin(swapped)
+        arm = table["arm"].where(~hit, table["arm"].map({"mae": "scratch", "scratch": "mae"}))
+        point = _point(compare(table.assign(arm=arm, run=np.where(arm == "mae", "runs/mae", ""))), "mae", 2)
+        verdicts.append(point.verdict())
+        small += point.tests.permutation.p <= 0.05
+    assert set(verdicts) == {"not distinguishable"} and small == 0
+
+
+def test_tests_stand_beside_the_interval():
+    points = compare(rows({"mae": {1: 0.05, 2: 0.0, 4: -0.05}, "other": {1: 0.0}}))
+    dice = [p for p in points if p.metric == "dice" and p.tests]
+    assert {p.tests.family for p in dice} == {4}
+    for point in dice:
+        assert (point.tests.p < 0.05) == (point.verdict() != "not distinguishable")
+        assert point.tests.p <= point.tests.p_holm <= 4 * point.tests.p
+        assert point.tests.permutation.smallest == 2 / 2**5 <= point.tests.permutation.p
+    assert _point(points, "scratch", 1).tests is None
+    one = _point(compare(rows({"mae": {2: 0.5}}, seeds=[0])), "mae", 2)
+    assert one.tests.p is None and one.tests.permutation.p == 1
+
+
+def test_metrics_of_a_whole_set_enter_as_pseudo_values():
+    table = rows({"ill": {2: 0.0}}, seeds=range(4))
+    table = table[(table["metric"] == "dice") & (table["label"] == "head") & (table["case"].str.endswith("_0"))]
+    truth = table.assign(metric="truth", value=(table["patient"] > "p05").astype(float))
+    better = truth["value"].to_numpy() * (table["arm"] == "ill").to_numpy()
+    score = table.assign(metric="prediction", value=table["value"] + 0.05 * better)
+    other = score.assign(label="body", value=1 - score["value"])
+    points = compare(pd.concat([other, score, truth]))
+    found = _point(points, "ill", 2, "auroc")
+    own = score["arm"] == "ill"
+    values = [auroc(t["value"].to_numpy(), p[["value"]].to_numpy()) for (_, p), (_, t) in zip(
+        score[own].groupby("seed"), truth[own].groupby("seed"))]  # fmt: skip
+    assert found.score.mean == pytest.approx(np.mean(values)) and found.verdict() == "better"
+    assert {p.metric for p in points} == set(CLASSIFICATION)
+
+
 def test_only_the_last_step_counts():
     table = rows({"mae": {2: 0.03}})
     early = table.assign(step=50, value=0.0)
@@ -130,5 +227,6 @@ def test_validation_rows_never_enter_the_scores():
 
 def test_search_marks_the_best_rate_of_each_arm():
     trials = search(search_rows())
-    assert [(t.arm, t.lr) for t in trials if t.taken] == [("scratch", 0.003), ("mae", 0.003)]
+    assert [(t.arm, t.choice) for t in trials if t.taken] == [("scratch", "lr=0.003"), ("mae", "lr=0.003")]
+    assert [t.choice for t in trials if t.arm == "mae"] == ["lr=0.001", "lr=0.003", "lr=0.01"]
     assert {t.patients for t in trials} == {4}

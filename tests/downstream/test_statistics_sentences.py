@@ -1,9 +1,23 @@
 """What is said, word for word."""
 
+from dataclasses import replace
+
 import pytest
 
+from downstream import comparison
 from downstream.comparison import Point
-from downstream.sentences import conclusion, joint_statement, number, sentence, summary
+from downstream.permutation import Permutation
+from downstream.sentences import (
+    conclusion,
+    joint_statement,
+    number,
+    p_in_words,
+    runs_behind,
+    sentence,
+    sentence_of_tests,
+    subject,
+    summary,
+)
 from downstream.statistics import Estimate
 
 
@@ -109,3 +123,37 @@ def test_joint_statement():
                                                            (0.125, True, "+0.12"), (-1.5, True, "-1.50")])  # fmt: skip
 def test_number(value, signed, expected):
     assert number(value, 2, signed) == expected
+
+
+def _tested(runs=None, **tests):
+    point = _point(4, 0.0312, -0.0104, 0.0728)
+    return replace(point, difference=replace(point.difference, runs=runs), tests=comparison.Tests(**tests))
+
+
+def test_the_subject_is_a_method_from_three_runs_on():
+    assert subject(_tested(None, p=None, permutation=None)) == "this checkpoint (mae)"
+    assert subject(_tested(2, p=None, permutation=None)) == "this checkpoint (mae)"
+    assert subject(_tested(3, p=None, permutation=None)) == "this method (mae, 3 pre-training runs)"
+    assert summary([_tested(3, p=None, permutation=None)]).startswith("Fine-tuning: this method (mae, 3 pre-training")
+    several = runs_behind([_tested(3, p=None, permutation=None)])
+    assert len(several) == 1 and "their variation is in the intervals" in several[0]
+    assert "never about the method" in runs_behind([_point(1, 0.0, -0.1, 0.1)])[0]
+
+
+def test_tests_in_words():
+    exact = Permutation(0.0625, 0.0625, 32, True, 5)
+    point = _tested(p=0.0312, permutation=exact, p_holm=0.0936, permutation_holm=0.1875, family=3)
+    assert sentence_of_tests(point) == (
+        "at 4 labelled patients, tested that the mean difference is zero: p = 0.032 (p = 0.094 after Holm over 3 "
+        "comparisons); that on these test patients the start makes no difference: p = 0.063, the smallest possible "
+        "when arms are exchanged within each of 5 replicates (labelled subset and seed) (p = 0.19 after Holm over 3 "
+        "comparisons)"
+    )
+    assert "p = 0.063 at the least" in sentence_of_tests(_tested(p=0.5, permutation=replace(exact, p=0.5)))
+    assert sentence_of_tests(_point(1, 0.0, -0.1, 0.1)) is None
+
+
+@pytest.mark.parametrize(("p", "words"), [(0.0005, "p < 0.001"), (0.0491, "p = 0.050"), (0.04, "p = 0.040"),
+                                          (0.5001, "p = 0.51"), (1.0, "p = 1.00")])  # fmt: skip
+def test_p_is_rounded_up(p, words):
+    assert p_in_words(p) == words

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from shapes_store import suite_values
 
-from downstream.suite import SUITES, largest_n, load_suite, seeds
+from downstream.suite import SUITES, largest_n, load_suite
 from ssl3d.config import names
 from ssl3d.schema import ConfigError
 
@@ -17,14 +17,14 @@ def values(tmp_path):
 
 def test_a_suite_is_completed_and_reads_back_equal(values):
     suite = load_suite(values, ["measures.finetune.steps=7", "measures.probe.seeds=[3,5]"])
-    assert suite.measures.finetune.steps == 7 and seeds(suite.measures.probe.seeds) == [3, 5]
-    assert suite.measures.finetune.transfer == "encoder" and suite.dataset_name == "store"
+    assert suite.measures["finetune"].steps == 7 and suite.measures["probe"].seed_numbers() == [3, 5]
+    assert suite.measures["finetune"].transfer == "encoder" and suite.dataset_name == "store"
     assert load_suite(suite.to_dict()) == suite
     assert largest_n(suite) == 2
 
 
 def test_one_rate_needs_no_list(values):
-    assert load_suite(values, ["measures.finetune.optim.lr=1e-3"]).measures.finetune.optim.lr == [1e-3]
+    assert load_suite(values, ["measures.finetune.optim.lr=1e-3"]).measures["finetune"].optim.lr == [1e-3]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_an_augmentation_stays_a_mapping(values):
     transforms = [{"_target_": "ssl3d.augment.GaussianNoise", "p": 0.3}]
     values["measures"]["finetune"]["augment"] = {"_target_": "ssl3d.augment.Compose", "transforms": transforms}
     suite = load_suite(values)
-    assert suite.measures.finetune.augment["transforms"][0]["p"] == 0.3
+    assert suite.measures["finetune"].augment["transforms"][0]["p"] == 0.3
     assert load_suite(suite.to_dict()) == suite
 
 
@@ -85,8 +85,9 @@ def test_every_shipped_suite_is_complete_but_for_the_data():
     for name in found:
         with pytest.raises(ConfigError) as error:
             load_suite(name)
-        assert {f.split()[0] for f in error.value.faults} == {"store", "split"}
+        left_open = {f.split()[0] for f in error.value.faults}
+        assert "store" in left_open and left_open <= {"store", "split", "split.table", "split.file"}, name
         suite = load_suite(name, ["store=a.zarr", "split=b.json"])
-        assert suite.name == name and suite.measures.probe and suite.measures.finetune
-        assert len(suite.measures.finetune.n_labelled) >= 3 and len(seeds(suite.measures.finetune.seeds)) >= 3
-        assert len(seeds(suite.measures.probe.seeds)) >= 5
+        assert suite.name == name and suite.measures["probe"] and suite.measures["finetune"]
+        assert len(suite.measures["finetune"].n_labelled) >= 3 and len(suite.measures["finetune"].seed_numbers()) >= 3
+        assert len(suite.measures["probe"].seed_numbers()) >= 5

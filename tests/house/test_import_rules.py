@@ -29,6 +29,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "ssl3d.cli": ("ssl3d", "preprocessing", "downstream"),
     "preprocessing": ("preprocessing", "ssl3d.data", "ssl3d.seeding", "ssl3d.terminal"),
     "downstream.chain": ("downstream", "preprocessing", "ssl3d"),  # the quickstart: raw files to report
+    "downstream.jobs": ("downstream", "preprocessing.cluster", "ssl3d"),  # a dask scheduler, as conversions use one
     "downstream": ("downstream", "ssl3d"),
     # everything else of the library: loop, checkpoints, export, testing
     "ssl3d": ("ssl3d",),

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from downstream import chain
-from downstream.suite import load_suite, seeds
+from downstream.suite import load_suite
 from ssl3d import cli, config
 from ssl3d.data.phantom import write_phantom
 from ssl3d.data.store import open_store
@@ -66,9 +66,9 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path, capsys
 @pytest.mark.parametrize("variant", [chain.PHANTOM, chain.REAL], ids=lambda v: v.suite)
 def test_the_shipped_sizes_can_carry_a_conclusion(variant: chain.Variant) -> None:
     suite = load_suite(variant.suite, ["store=a.zarr", "split=b.json"])
-    probe, finetune = suite.measures.probe, suite.measures.finetune
-    assert probe and len(probe.n_labelled) >= 3 and len(seeds(probe.seeds)) >= 5
-    assert finetune and len(finetune.n_labelled) >= 3 and len(seeds(finetune.seeds)) >= 3
+    probe, finetune = suite.measures["probe"], suite.measures["finetune"]
+    assert probe and len(probe.n_labelled) >= 3 and len(probe.seed_numbers()) >= 5
+    assert finetune and len(finetune.n_labelled) >= 3 and len(finetune.seed_numbers()) >= 3
     assert chain.MIN_TEST >= 10
 
 

@@ -288,3 +288,47 @@ def test_several_layouts_in_one_tree(tmp_path):
     assert [line.split("(")[1].split(")")[0] for line in said if line.startswith("found")] == [
         "plain files", "BIDS", "MSD", "FLARE",
     ]  # fmt: skip
+
+
+def test_acdc_frames_have_references_and_the_cine_comes_along(tmp_path):
+    root = trees.acdc(tmp_path / "database" / "training")
+    said = []
+    sources = good(find(tmp_path / "database", said=said))
+    assert said == ["found 4 volumes in training (ACDC): 1 subject, 1 labelled"]
+    frame, cine = sources["patient001_frame01"], sources["patient001_4d"]
+    assert frame.label == root / "patient001" / "patient001_frame01_gt.nii.gz" and frame.modality == ["mr"]
+    assert (frame.subject, cine.subject, cine.frames) == ("patient001", "patient001", 3) and not cine.labelled
+    assert frame.classes[3] == "left ventricle" and frame.targets == {"height": 184.0, "weight": 95.5}
+    assert frame.target_classes == {"group": "DCM"}
+    assert good(find(root / "patient001")).keys() == sources.keys()
+    convert(root, tmp_path / "store", spacing="keep", workers=1)
+    store = open_store(tmp_path / "store")
+    assert set(store.column("id")) == {"patient001_frame01", "patient001_4d_t0001", "patient001_4d_t0002"}
+    (root / "patient001" / "Info.cfg").write_text("Height: tall\n")
+    with pytest.raises(ValueError, match=r"Info.cfg says Height: tall, which is no number"):
+        find(root)
+
+
+@pytest.mark.parametrize(("images", "labels"), [("img", "label"), ("imagesTr", "labelsTr")])
+def test_btcv(tmp_path, images, labels):
+    root = tmp_path / "RawData" / "Training"
+    trees.image(root / images / "img0001.nii.gz", 1)
+    trees.image(root / images / "img0035.nii.gz", 2)
+    trees.mask(root / labels / "label0035.nii.gz")
+    (root / "dataset.json").write_text('{"labels": {"0": "background", "1": "x"}, "modality": {"0": "CT"}}')
+    sources = good(find(root))
+    assert {name: source.label and source.label.name for name, source in sources.items()} == {
+        "img0001": None, "img0035": "label0035.nii.gz",
+    }  # fmt: skip
+    assert sources["img0035"].classes[13] == "left adrenal gland" and sources["img0035"].subject == "img0035"
+    assert good(find(root / images / "img0035.nii.gz")).keys() == {"img0035"}
+
+
+def test_amos_numbers_tell_ct_from_mr(tmp_path):
+    for number, case in enumerate(("amos_0004", "amos_0507")):
+        trees.image(tmp_path / "amos22" / "imagesTr" / f"{case}.nii.gz", number)
+        trees.mask(tmp_path / "amos22" / "labelsTr" / f"{case}.nii.gz")
+    (tmp_path / "amos22" / "dataset.json").write_text('{"labels": {"0": "background"}, "modality": {"0": "CT"}}')
+    sources = good(find(tmp_path / "amos22"))
+    assert {name: source.modality for name, source in sources.items()} == {"amos_0004": ["ct"], "amos_0507": ["mr"]}
+    assert good(find(tmp_path / "amos22" / "imagesTr")).keys() == sources.keys()

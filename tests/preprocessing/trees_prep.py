@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 from tests_prep import oblique, save, smooth
 
@@ -108,4 +109,14 @@ def plain_tree(root: Path) -> Path:
     mask(root / "ROE_RICHARD" / "T1_seg.nii.gz")
     image(root / "ROE_RICHARD" / "T2.nii.gz", 4)
     mask(root / "ROE_RICHARD" / "T2_mask.nii.gz", shape=(10, 9, 8))
+    return root
+
+
+def acdc(root: Path) -> Path:
+    """A patient with one segmented frame, which is also the first of three in the cine."""
+    place = root / "patient001"
+    cine = image(place / "patient001_4d.nii.gz", 1, frames=3)
+    save(place / "patient001_frame01.nii.gz", np.asanyarray(nib.load(cine).dataobj)[..., 0], AFFINE)
+    mask(place / "patient001_frame01_gt.nii.gz")
+    (place / "Info.cfg").write_text("ED: 1\nES: 12\nGroup: DCM\nHeight: 184.0\nNbFrame: 3\nWeight: 95.5\n")
     return root

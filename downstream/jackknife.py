@@ -1,0 +1,78 @@
+"""Metrics of a whole set of volumes, a value a patient: jackknife pseudo-values.
+
+AUROC, F1 or a correlation belong to a set of patients, so no patient has one. The pseudo-value of patient p is
+P f(all) - (P - 1) f(all but p), P patients in all (Quenouille, Biometrika 43, 1956; Tukey 1958). Their mean is f with
+its first-order bias removed (for AUROC exactly f), and they vary over patients as f would, so they enter the crossed
+model like any other score of a patient. For AUROC their variance is DeLong's (Biometrics 44, 1988) up to terms of
+order 1/P.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from downstream.results import CELL_COLUMNS, COLUMNS
+from downstream.volume_metrics import (
+    CLASSIFICATION,
+    PREDICTION,
+    REGRESSION,
+    TRUTH,
+    Units,
+    bins_for,
+    calibration_error,
+    units,
+)
+
+SetMetric = Callable[[NDArray[np.float64], NDArray[np.float64]], float]
+
+
+def pseudo_values(truth: ArrayLike, prediction: ArrayLike, patients: ArrayLike, metric: SetMetric) -> dict[str, float]:
+    """{patient: pseudo-value} of `metric`(truth (N,), prediction (N, K)) -> float over N volumes.
+
+    All volumes of a patient are left out together. Where the metric is undefined (NaN) for the set or for the set less
+    any one patient, as AUROC with a single patient of a class, every value is NaN: leaving out just the patients it
+    hangs on would favour the rest.
+    """
+    truth, prediction = np.asarray(truth, dtype=np.float64), np.asarray(prediction, dtype=np.float64)
+    names, owner = np.unique(np.asarray(patients).astype(str), return_inverse=True)
+    whole, count = metric(truth, prediction), len(names)
+    without = [metric(truth[owner != i], prediction[owner != i]) if count > 1 else np.nan for i in range(count)]
+    values = count * whole - (count - 1) * np.asarray(without)
+    if not np.isfinite(values).all():
+        values = np.full(count, np.nan)
+    return {str(name): float(value) for name, value in zip(names, values)}
+
+
+def pseudo_rows(results: pd.DataFrame, metrics: Collection[str] | None = None) -> pd.DataFrame:
+    """Rows (COLUMNS) of each set-level metric, one a patient, from the prediction and truth rows of each training.
+
+    Classification or regression metrics (volume_metrics.CLASSIFICATION, REGRESSION), whichever the predictions are of;
+    `metrics`: of these alone. Raises ValueError when a volume has not both (volume_metrics.units).
+    """
+    rows = results[results["metric"].isin([PREDICTION, TRUTH])]
+    keys = [name for name in COLUMNS if name not in CELL_COLUMNS or name == "step"]
+    tables = []
+    for values, cell in rows.groupby(keys, sort=False, dropna=False):
+        about: dict[str, Any] = dict(zip(keys, values))
+        found = units(cell)
+        functions = functions_of(found)
+        for name in functions if metrics is None else [name for name in functions if name in metrics]:
+            pseudo = pseudo_values(found.truth, found.prediction, found.patients, functions[name])
+            own = pd.DataFrame({"patient": list(pseudo), "value": list(pseudo.values())})
+            tables.append(own.assign(**about, case=own["patient"], label="", metric=name))
+    if not tables:
+        return pd.DataFrame(columns=list(COLUMNS))
+    return pd.concat(tables, ignore_index=True)[list(COLUMNS)]
+
+
+def functions_of(found: Units) -> Mapping[str, SetMetric]:
+    """The metrics of a set of volumes; the bins of the calibration error are those of the whole set throughout."""
+    if found.is_regression:
+        return REGRESSION
+    bins = bins_for(len(found.truth))
+    return CLASSIFICATION | {"ece": lambda truth, prediction: calibration_error(truth, prediction, bins)}

@@ -1,0 +1,57 @@
+"""Pictures of test cases with contours: the best and worst by score, and by the difference to the baseline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from downstream import page, pictures, sentences
+from downstream.blocks import Html, Section
+from downstream.comparison import patient_scores
+from downstream.pictures import Case
+from downstream.sections.view import View
+
+MOST_ARMS = 5  # in a picture: of a method with several runs the first is shown
+
+
+def cases(view: View) -> Section | None:
+    """None where no prediction was kept."""
+    loaded = [pictures.load_case(path) for path in view.evaluation.cases]
+    if not loaded:
+        return None
+    measure = loaded[0].measure or view.measures[0]
+    n = loaded[0].n_labelled or view.middle(measure)
+    scores = patient_scores(view.evaluation.results, measure, "dice", n)
+    chosen = pictures.choose(loaded, scores, view.baselines)
+    if not chosen:
+        return None
+    legend = " ".join(
+        f'<span class="key"><span style="background:{colour}"></span>{page.text(loaded[0].classes[value])}</span>'
+        for value, colour in pictures.class_colours(loaded[0].classes).items()
+    )
+    intro = (
+        f"{view.title(measure)} on {sentences.patients_in_words(n)}, of the {len(loaded)} test patients whose "
+        "predictions were kept: the best and worst by mean Dice over arms and seeds, and those for whom pre-training "
+        "changed most. They are extremes, no examples. The predictions are those of one seed. Axial slice with the "
+        "largest labelled area, the patient's left on the right. White lines: the reference under a prediction. "
+        "Coloured lines:"
+    )
+    blocks = [Html(f"<p>{page.text(intro)} {legend}</p>")]
+    data: list[dict[str, Any]] = []
+    for case, why in chosen:
+        arms = _arms(view, case)
+        rank = int(scores.mean(axis=1).rank(ascending=False, method="first")[case.patient])
+        values = ", ".join(f"{arm} {case.dice[arm]:.3f}" for arm in arms if arm in case.dice)
+        caption = f"{why.capitalize()}: patient {case.patient}, rank {rank} of {len(scores)} test patients" + (
+            f"; Dice of these predictions: {values}." if values else "."
+        )
+        source = pictures.png(pictures.montage(case, arms))
+        blocks.append(Html(page.figure(page.image(source, caption), caption)))
+        data.append({"patient": case.patient, "why": why, "rank": rank, "of": len(scores), "dice": dict(case.dice)})
+    return Section("Cases", blocks, {"cases": data})
+
+
+def _arms(view: View, case: Case) -> list[str]:
+    """Those pictured: baselines first; a method by its first run; the rest by name."""
+    others = {run for own in view.members.values() for run in own[1:]}
+    arms = sorted(case.predictions, key=lambda arm: (view.baselines.get(arm, "scratch") != arm, arm))
+    return [arm for arm in arms if arm not in others][:MOST_ARMS]

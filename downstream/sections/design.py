@@ -1,0 +1,90 @@
+"""How the comparison was made, what it cannot say, and whether test patients were seen before."""
+
+from __future__ import annotations
+
+from downstream import page, sentences
+from downstream.blocks import Section
+from downstream.sections.view import View, spell
+
+
+def design(view: View) -> Section:
+    """Patients, pairing, seeds, aggregation, intervals."""
+    rows = view.evaluation.results
+    test = rows.loc[rows["split"] == "test", "patient"].nunique()
+    validation = rows.loc[rows["split"] == "validation", "patient"].nunique()
+    items = [
+        f"Patients, not scans, were split. {test} test patients are scored once at the end of each training"
+        + (f"; settings were chosen on {validation} other{'' if validation == 1 else 's'}." if view.trials else "."),
+        "Arms are paired: at each number of labelled patients every arm is trained on the same labelled patients, with "
+        "the same seeds, steps and augmentation, and scored on the same test patients.",
+    ]
+    for measure in view.measures:
+        own = [p for p in view.points if p.measure == measure]
+        amounts = sentences.join([str(n) for n in sorted({p.n_labelled for p in own})])
+        subsets = sorted({p.subsets for p in own})
+        items.append(
+            f"{view.title(measure)}: {amounts} labelled patients; {spell(sorted({p.seeds for p in own}))} seeds over "
+            f"{spell(subsets)} labelled subset{'' if subsets == [1] else 's'}; compared with {view.baseline(measure)}."
+        )
+    metrics = {p.metric for p in view.points}
+    if metrics & {"dice", "nsd", "hd95", "assd"}:
+        items.append(
+            "A patient's score is the mean over scans and then over classes; both masks empty counts as Dice 1, one "
+            "empty as Dice 0 and as a distance of the image's diagonal."
+        )
+    if metrics & {"auroc", "ap", "f1", "brier", "ece", "mae", "correlation"}:
+        items.append(
+            "A number of the whole test set (AUROC and the like) enters as its jackknife pseudo-values over patients."
+        )
+    factors = "(labelled subset and seed) x patient" + (" x pre-training run" if view.members else "")
+    items.append(
+        f"Intervals come from a crossed random-effects model, {factors}: they hold for other "
+        f"{'runs, ' if view.members else ''}subsets, seeds and patients of the same kind, not only those drawn here."
+    )
+    return Section("How it was measured", [page.listing(items)])
+
+
+def limits(view: View) -> Section:
+    """What the numbers cannot say."""
+    groups = view.groups()
+    fewest = min((p.score.replicates for p in view.points), default=0)
+    items = [
+        *sentences.runs_behind([p for group in groups.values() for p in group]),
+        f"Only {view.evaluation.dataset} was measured: other organs, scanners and tasks may differ.",
+    ]
+    if any(p.subsets == 1 for p in view.points):
+        items.append("Some numbers rest on one labelled subset: they hold for those labelled patients only.")
+    if fewest < 10:
+        items.append(
+            f"The fewest training seeds behind a number are {fewest}, so intervals are wide. Not distinguishable "
+            "does not mean equal: every difference inside the interval remains possible."
+        )
+    if any(len(group) > 1 for group in groups.values()):
+        items.append(
+            "Each interval holds for its own point. Among many points a few exclude zero by chance; the lines that "
+            "begin with 'Judged together' guard against that, for one arm and measure."
+        )
+    left_out = {note for p in view.points for e in (p.score, p.difference) if e and (note := sentences.loss(e))}
+    items += [
+        f"Incomplete results: {note}. If they failed because they were hard, scores are too good."
+        for note in sorted(left_out)
+    ]
+    return Section("What this cannot say", [page.listing(items)], {"limits": items})
+
+
+def guard(view: View) -> Section | None:
+    """The result of the leak guard, run by run."""
+    evaluation = view.evaluation
+    items = []
+    for name, arm in evaluation.arms.items():
+        run = str(arm.get("run") or "")
+        if run:
+            about = [w for w in evaluation.warnings if run in w]
+            items += [f"{name}: {w}" for w in about] or [f"{name}: no test patient was seen in pre-training."]
+    if not items:
+        return None
+    intro = (
+        "Before any training, what each run was pre-trained on was compared with the test scans, by content and by "
+        "patient."
+    )
+    return Section("Leak guard", [page.paragraph(intro), page.listing(items)])

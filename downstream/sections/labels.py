@@ -1,0 +1,165 @@
+"""Labels saved: with how many labelled patients scratch reaches an arm's score, and by what factor that is more."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from downstream import page, sentences
+from downstream.blocks import Block, Chart, Section, Table
+from downstream.crossing import BELOW, BEYOND, Place
+from downstream.drawing import BASELINE_COLOUR, STYLE, Look, amounts_axis, legend
+from downstream.efficiency import Reached, labels_saved
+from downstream.sections.view import View, files, grouped, reached_words
+
+INTRO = (
+    "The number of labelled patients with which the arm without pre-training reaches the score that the other arm has "
+    "with fewer, on a curve that never falls with more labels, linear between measured amounts on a doubling scale. A "
+    "factor of 2 means: half the labels. An end outside the measured range is said so, not extrapolated."
+)
+
+
+def labels(view: View) -> Section | None:
+    """Sentences, a chart and a table a measure; None where no curve of the baseline was measured."""
+    blocks: list[Block] = []
+    found: list[Reached] = []
+    for measure in view.measures:
+        rows = view.rows
+        own = [
+            r
+            for r in labels_saved(rows[rows["schedule"] == measure], view.evaluation.baselines, view.leading(measure))
+            if r.replicates
+        ]
+        if own:
+            found += own
+            blocks += [
+                page.heading(view.title(measure)),
+                _chart(view, measure, own),
+                page.listing(sentence(view, group) for group in grouped(own).values()),
+                _table(view, measure, own),
+            ]
+    if not found:
+        return None
+    return Section(
+        "Labels saved", [page.paragraph(INTRO, "soft"), *blocks], {"labels_saved": [plain(r) for r in found]}
+    )
+
+
+def plain(found: Reached) -> dict[str, object]:
+    """As plain types, with what is said of it."""
+    return dataclasses.asdict(found) | {"needed": place(found, found.estimate), "factor": factor(found, found.estimate)}
+
+
+def place(found: Reached, at: Place | None) -> str:
+    """ "7.3", "more than 16" or "fewer than 1": labelled patients; empty where there is no place."""
+    if at is None or at.x != at.x:
+        return ""
+    words = {BEYOND: "more than ", BELOW: "fewer than "}.get(at.side, "")
+    return f"{words}{at.x:.3g}" if at.side else f"{at.x:.2g}" if at.x < 10 else f"{at.x:.0f}"
+
+
+def factor(found: Reached, at: Place | None) -> str:
+    """ "2.4", "above 4" or "below 0.25": how many times the labels; empty where there is no place."""
+    if at is None or at.x != at.x:
+        return ""
+    words = {BEYOND: "above ", BELOW: "below "}.get(at.side, "")
+    return f"{words}{found.factor(at):.2g}"
+
+
+def sentence(view: View, group: Sequence[Reached]) -> str:
+    """One arm's savings over all its amounts of labels."""
+    baseline = view.baseline(group[0].measure)
+    known = [r for r in group if place(r, r.estimate)]
+    parts = [
+        f"with {r.n_labelled} what {baseline} scores with {place(r, r.estimate)}"
+        + (f" ({reached_words(place(r, r.low), place(r, r.high))})" if r.low and r.high else "")
+        for r in known
+    ]
+    reasons = sorted({r.reason for r in group if r.reason})
+    notes = [f"95 % intervals in brackets; {known[0].first:g} to {known[0].last:g} were measured"] if known else []
+    notes += [f"no interval ({sentences.join(reasons)})"] if reasons else []
+    if any(p and p.side for r in group for p in (r.estimate, r.low, r.high)):
+        notes.append("what lies beyond the range is unknown")
+    return f"{group[0].arm} scores {'; '.join(parts)} labelled patients. {'; '.join(notes).capitalize()}."
+
+
+def _table(view: View, measure: str, found: Sequence[Reached]) -> Table:
+    head = ("labelled", "arm", "baseline needs", "95 % interval", "factor", "95 % interval")
+    rows = [
+        (r.n_labelled, r.arm, place(r, r.estimate), reached_words(place(r, r.low), place(r, r.high)),
+         factor(r, r.estimate), reached_words(factor(r, r.low), factor(r, r.high)))
+        for r in found
+    ]  # fmt: skip
+    title = f"{view.title(measure)}: labels saved"
+    reasons = sorted({r.reason for r in found if r.reason})
+    caption = f"Measured with {found[0].first:g} to {found[0].last:g} labelled patients." + "".join(
+        f" No interval: {reason}." for reason in reasons
+    )
+    return Table(files("labels_saved", measure), head, rows, caption, title, (0, 2, 3, 4, 5), folded=True)
+
+
+def _chart(view: View, measure: str, found: Sequence[Reached]) -> Chart:
+    said = " ".join(sentence(view, group) for group in grouped(found).values())
+    alt = f"{view.title(measure)}, labels saved. {said}"
+    caption = (
+        "Above the diagonal: labels are saved, and as many times as the grey lines say. Bars: 95 % intervals. An "
+        "arrow: beyond the largest amount measured, how far is unknown."
+    )
+    return Chart(files("labels_saved", measure), _draw(view, measure, found), alt, caption)
+
+
+def _draw(view: View, measure: str, found: Sequence[Reached]) -> Figure:
+    groups = grouped(found)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6.6, 4.3 + 0.25 * -(-len(groups) // 3)), layout="constrained")
+        axes = figure.subplots()
+        low, high = found[0].first, found[0].last
+        _factors(axes, low, high)
+        for i, (arm, group) in enumerate(groups.items()):
+            _line(axes, group, view.looks[arm], (i - (len(groups) - 1) / 2) * 0.3 / max(len(groups), 4), arm)
+        axes.set_yscale("log", base=2)
+        ticks = sorted({p.n_labelled for p in view.select(measure)})
+        amounts_axis(axes, [r.n_labelled for r in found], 0.5)
+        axes.set_yticks([float(t) for t in ticks], [str(t) for t in ticks])
+        axes.set_ylim(low / 2**0.5, high * 2**0.8)
+        axes.minorticks_off()
+        axes.set_xlabel("labelled patients of the arm")
+        axes.set_ylabel(f"labelled patients {view.baseline(measure)} needs")
+        legend(figure, axes, 3)
+    return figure
+
+
+def _factors(axes: Axes, low: float, high: float) -> None:
+    """Diagonals: no label saved, half, three quarters, ..."""
+    for times in (0.5, 1, 2, 4, 8):
+        ends = [low / 4, high * 4]
+        width, line = (1.2, "-") if times == 1 else (0.7, ":")
+        axes.plot(ends, [end * times for end in ends], color=BASELINE_COLOUR, linewidth=width, linestyle=line)
+        at = high * 2**0.62 / times
+        if low / 2**0.4 < at < high * 2**0.35:
+            axes.text(at, high * 2**0.62, f"×{times:g}", fontsize=8.5, ha="center", va="center", color=BASELINE_COLOUR)
+
+
+def _line(axes: Axes, group: Sequence[Reached], look: Look, shift: float, arm: str) -> None:
+    known = [r for r in group if r.estimate.x == r.estimate.x]
+    x = [r.n_labelled * 2.0**shift for r in known]
+    y = [_height(r.estimate) for r in known]
+    axes.plot(x, y, color=look.colour, linestyle=look.line, linewidth=1.2, alpha=0.6)
+    axes.plot(x, y, color=look.colour, marker=look.marker, linestyle="", markersize=5.5, label=arm)
+    for at, r in zip(x, known):
+        if r.low is not None and r.high is not None:
+            axes.plot([at, at], [_height(r.low), _height(r.high)], color=look.colour, linewidth=1.5, alpha=0.85)
+        ends = [p for p in (r.estimate, r.low, r.high) if p is not None]
+        if any(p.side == BEYOND for p in ends):
+            axes.plot([at], [r.last * 2**0.4], marker="^", color=look.colour, markersize=5, linestyle="")
+        if any(p.side == BELOW for p in ends):
+            axes.plot([at], [r.first / 2**0.3], marker="v", color=look.colour, markersize=5, linestyle="")
+
+
+def _height(place: Place) -> float:
+    """Where a place is drawn: outside the measured range a little off its end."""
+    return place.x * 2 ** {BEYOND: 0.4, BELOW: -0.3}.get(place.side, 0.0)
