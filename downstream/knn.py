@@ -2,7 +2,7 @@
 
 Nothing is fitted, so nothing can be tuned to hide what an encoder lacks. Features are standardised on the labelled
 voxels (a stage of large numbers would else decide alone) and scaled to length 1. Votes are weighted by
-exp((cosine - 1) / temperature), as Wu et al. (Instance discrimination, CVPR 2018, section 3.4) and DINO's evaluation do.
+exp((cosine - 1) / temperature): Wu et al. (Instance discrimination, CVPR 2018, section 3.4), and DINO's evaluation.
 """
 
 from __future__ import annotations
