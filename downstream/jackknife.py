@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from downstream.results import CELL_COLUMNS, COLUMNS
+from downstream.results import COLUMNS
 from downstream.volume_metrics import (
     CLASSIFICATION,
     PREDICTION,
@@ -55,7 +55,8 @@ def pseudo_rows(results: pd.DataFrame, metrics: Collection[str] | None = None) -
     `metrics`: of these alone. Raises ValueError when a volume has not both (volume_metrics.units).
     """
     rows = results[results["metric"].isin([PREDICTION, TRUTH])]
-    keys = [name for name in COLUMNS if name not in CELL_COLUMNS or name == "step"]
+    of_patients = {"patient", "case", "domain", "label", "metric", "value"}  # the rest says which training
+    keys = [name for name in COLUMNS if name not in of_patients]
     tables = []
     for values, cell in rows.groupby(keys, sort=False, dropna=False):
         about: dict[str, Any] = dict(zip(keys, values))
@@ -64,7 +65,7 @@ def pseudo_rows(results: pd.DataFrame, metrics: Collection[str] | None = None) -
         for name in functions if metrics is None else [name for name in functions if name in metrics]:
             pseudo = pseudo_values(found.truth, found.prediction, found.patients, functions[name])
             own = pd.DataFrame({"patient": list(pseudo), "value": list(pseudo.values())})
-            tables.append(own.assign(**about, case=own["patient"], label="", metric=name))
+            tables.append(own.assign(**about, case=own["patient"], domain="", label="", metric=name))
     if not tables:
         return pd.DataFrame(columns=list(COLUMNS))
     return pd.concat(tables, ignore_index=True)[list(COLUMNS)]

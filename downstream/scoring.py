@@ -25,7 +25,9 @@ def score_case(context: Context, patient: str, row: int, probabilities: NDArray[
     on_grid = resample(probabilities, affine, reference.affine, reference.label.shape)
     prediction = to_labels(on_grid, list(context.classes))
     suite = context.suite
-    scores = score(prediction, reference.label, context.classes, reference.spacing, suite.metrics, reference.ignore)
+    scores = score(
+        prediction, reference.label, context.classes, reference.spacing, suite.metrics, reference.ignore, suite.nsd_mm
+    )
     case = store.volume_id(row)
     return [
         {"patient": patient, "case": case, "label": label, "metric": metric, "value": value}

@@ -21,8 +21,11 @@ def write_data(root: Path, patients: int = PATIENTS) -> tuple[Path, Path]:
 
 def volume_suite(store: Path, split: Path, **changes) -> dict:
     """A suite of all measures of volumes, as small as it gets."""
-    both = {"n_labelled": [2, 3], "seeds": 2, "patch_size": [16, 24, 32]}
-    train = {"steps": 2, "batch_size": 2, "optim": {"lr": [0.01, 0.001]}, "tune": {"n_labelled": 2, "seeds": 2}}
+    both = {"n_labelled": [2, 3], "seeds": 2, "patch_size": [32, 40, 40]}  # a whole volume
+    train = {
+        **both, "patch_size": [16, 24, 24], "window": [32, 40, 40], "steps": 2, "batch_size": 2, "seeds": 2,
+        "n_labelled": [2], "optim": {"lr": [0.01, 0.001]}, "tune": {"n_labelled": 2, "seeds": 1},
+    }  # fmt: skip
     values = {
         "name": "tiny",
         "store": str(store),
@@ -33,7 +36,7 @@ def volume_suite(store: Path, split: Path, **changes) -> dict:
         "measures": {
             "probe": {"_target_": "downstream.volume_probe.VolumeProbe", **both},
             "neighbours": {"_target_": "downstream.volume_probe.VolumeNeighbours", **both},
-            "finetune": {"_target_": "downstream.volume_finetune.VolumeFinetune", **both, **train},
+            "finetune": {"_target_": "downstream.volume_finetune.VolumeFinetune", **train},
         },
     }
     return values | changes

@@ -68,7 +68,7 @@ def _rows(seeds=(0, 1), count=12):
                                    "n_labelled", "subset", "seed", "step", "split"), shared))  # fmt: skip
                 lines.append(fields | {"patient": patient, "case": patient, "label": label, "metric": metric,
                                        "value": value})  # fmt: skip
-    return pd.DataFrame(lines)
+    return pd.DataFrame([dict.fromkeys(COLUMNS, "") | line for line in lines])
 
 
 def test_rows_of_results():

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
+from skimage.measure import marching_cubes, mesh_surface_area
 
-from downstream.metrics import dice, score, surface, surface_distances
+from downstream.metrics import METRICS, dice, score, surface, surface_dice, surface_distances
 
 SPACING = (2.5, 0.7, 1.1)
 
@@ -80,6 +81,58 @@ def test_empty_masks():
     assert surface_distances(empty, full, SPACING) == pytest.approx((diagonal, diagonal))
 
 
+def cells(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points (N,3) mm and areas (N,) mm^2 of the surface, a cell of 2 x 2 x 2 voxels at a time."""
+    mask = np.pad(mask, 2)
+    points, areas = [], []
+    for corner in np.ndindex(*(n - 1 for n in mask.shape)):
+        cell = mask[tuple(slice(c, c + 2) for c in corner)]
+        if 0 < cell.sum() < 8:
+            vertices, faces, *_ = marching_cubes(cell.astype(float), 0.5, spacing=SPACING)
+            points.append(np.array(corner) * SPACING)
+            areas.append(mesh_surface_area(vertices, faces))
+    return np.array(points), np.array(areas)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("tolerance", [0.8, 2.0])
+def test_surface_dice_equals_its_slow_twin(seed, tolerance):
+    p, r = blobs(seed), blobs(seed + 100)
+    (a, area_a), (b, area_b) = cells(p), cells(r)
+    pairs = np.linalg.norm(a[:, None] - b[None], axis=-1)
+    near = area_a[pairs.min(1) <= tolerance].sum() + area_b[pairs.min(0) <= tolerance].sum()
+    found = surface_dice(p, r, SPACING, tolerance)
+    assert found == pytest.approx(near / (area_a.sum() + area_b.sum()), rel=1e-6)
+    assert surface_dice(r, p, SPACING, tolerance) == pytest.approx(found, abs=1e-6)
+
+
+def ball(centre: tuple[float, float, float], radius: float) -> np.ndarray:
+    """A ball in mm on the anisotropic grid."""
+    shape = (22, 64, 44)
+    axes = np.meshgrid(*(np.arange(n) * s for n, s in zip(shape, SPACING)), indexing="ij")
+    return sum((x - c) ** 2 for x, c in zip(axes, centre)) <= radius**2
+
+
+def test_surface_dice_of_balls_is_the_analytic_share():
+    """Of a sphere moved by d, the part with |cos| <= about tolerance / d stays within tolerance of where it was."""
+    centre, radius, shift, tolerance = (26.0, 22.0, 23.0), 17.0, 6.0, 2.0
+    reference = ball(centre, radius)
+    cosine = np.linspace(-1, 1, 100_001)  # uniform over a sphere's area
+    distance = np.abs(np.sqrt(radius**2 + shift**2 + 2 * radius * shift * cosine) - radius)
+    expected = (distance <= tolerance).mean()
+    for axis in range(3):
+        moved = ball(tuple(c + shift * (i == axis) for i, c in enumerate(centre)), radius)
+        assert surface_dice(moved, reference, SPACING, tolerance) == pytest.approx(expected, abs=0.07)
+    assert surface_dice(ball(centre, radius + 1.5), reference, SPACING, 3.5) == 1
+    assert surface_dice(ball(centre, radius - 9), reference, SPACING, 3.5) == 0
+
+
+def test_surface_dice_of_empty_masks():
+    empty, full = np.zeros((4, 5, 6), dtype=bool), np.ones((4, 5, 6), dtype=bool)
+    assert surface_dice(empty, empty, SPACING, 2.0) == 1 == surface_dice(full, full, SPACING, 2.0)
+    assert surface_dice(empty, full, SPACING, 2.0) == 0 == surface_dice(full, empty, SPACING, 2.0)
+
+
 def test_scores_classes_and_their_mean_and_leaves_out_what_nobody_annotated():
     reference = np.zeros((4, 6, 8), dtype=np.uint8)
     reference[1:3, 1:4, 1:4] = 3
@@ -93,6 +146,7 @@ def test_scores_classes_and_their_mean_and_leaves_out_what_nobody_annotated():
     assert rows["a", "dice"] == 1 and rows["a", "assd"] == 0
     assert rows["b", "dice"] == pytest.approx(2 * 8 / (8 + 12))
     assert rows["mean_foreground", "dice"] == pytest.approx((1 + 0.8) / 2)
-    assert len(rows) == 9
+    assert len(rows) == 12 == 3 * len(METRICS)
+    assert rows["a", "nsd"] == 1 and 0 < rows["b", "nsd"] <= 1
     with pytest.raises(ValueError, match="different grids"):
         score(prediction[1:], reference, {3: "a"}, SPACING)

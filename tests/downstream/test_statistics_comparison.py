@@ -24,22 +24,23 @@ def test_by_hand():
         ("mae", 0): {"a1": (0.3, 0.5), "a2": (0.5, 0.7), "b1": (0.7, 0.9)},
         ("mae", 1): {"a1": (0.3, 0.5), "a2": (0.5, 0.7), "b1": (0.7, 0.9)},
     }
+    about = dict.fromkeys(COLUMNS, "")
     lines = []
     for (arm, seed), cases in values.items():
         for case, pair in cases.items():
             for label, value in zip(("x", "y", MEAN_FOREGROUND), (*pair, 99.0)):  # the mean row must not be used
-                lines.append(("s", "d", arm, "", 0, "", "", "finetune", 2, seed, seed, 10, "test", case[0], case, label,
-                              "dice", value))  # fmt: skip
-    points = compare(pd.DataFrame(lines, columns=list(COLUMNS)))
+                lines.append({"arm": arm, "schedule": "finetune", "n_labelled": 2, "subset": seed, "seed": seed,
+                              "step": 10, "split": "test", "patient": case[0], "case": case, "label": label,
+                              "metric": "dice", "value": value})  # fmt: skip
+    table = pd.DataFrame([about | line for line in lines], columns=list(COLUMNS))
+    points = compare(table)
     mae = _point(points, "mae", 2)
     assert mae.difference is not None
     assert mae.score.mean == pytest.approx((0.5 + 0.8) / 2)
     assert mae.difference.mean == pytest.approx((0.1 + 0.2) / 2)  # patients count equally, not cases
     assert (mae.difference.replicates, mae.difference.patients, mae.subsets) == (2, 2, 2)
     assert mae.verdict() == "no interval"
-    assert patient_scores(pd.DataFrame(lines, columns=list(COLUMNS)), "finetune", "dice", 2)["mae"].to_dict() == (
-        pytest.approx({"a": 0.5, "b": 0.8})
-    )
+    assert patient_scores(table, "finetune", "dice", 2)["mae"].to_dict() == (pytest.approx({"a": 0.5, "b": 0.8}))
 
 
 def test_effects_are_found_and_directions_kept():
@@ -196,20 +197,34 @@ def test_tests_stand_beside_the_interval():
     assert one.tests.p is None and one.tests.permutation.p == 1
 
 
-def test_metrics_of_a_whole_set_enter_as_pseudo_values():
+def _ill(gain):
+    """Predictions of two arms for twelve patients, half of them ill; the arm adds `gain` to what the ill are given."""
     table = rows({"ill": {2: 0.0}}, seeds=range(4))
     table = table[(table["metric"] == "dice") & (table["label"] == "head") & (table["case"].str.endswith("_0"))]
     truth = table.assign(metric="truth", value=(table["patient"] > "p05").astype(float))
     better = truth["value"].to_numpy() * (table["arm"] == "ill").to_numpy()
-    score = table.assign(metric="prediction", value=table["value"] + 0.05 * better)
-    other = score.assign(label="body", value=1 - score["value"])
-    points = compare(pd.concat([other, score, truth]))
+    score = table.assign(metric="prediction", value=table["value"] + gain * better)
+    return pd.concat([score.assign(label="body", value=1 - score["value"]), score, truth])
+
+
+def test_metrics_of_a_whole_set_enter_as_pseudo_values():
+    table = _ill(0.05)
+    truth = table[table["metric"] == "truth"]
+    score = table[(table["metric"] == "prediction") & (table["label"] == "head")]
+    points = compare(table)
     found = _point(points, "ill", 2, "auroc")
     own = score["arm"] == "ill"
     values = [auroc(t["value"].to_numpy(), p[["value"]].to_numpy()) for (_, p), (_, t) in zip(
-        score[own].groupby("seed"), truth[own].groupby("seed"))]  # fmt: skip
+        score[own].groupby("seed"), truth[truth["arm"] == "ill"].groupby("seed"))]  # fmt: skip
     assert found.score.mean == pytest.approx(np.mean(values)) and found.verdict() == "better"
     assert {p.metric for p in points} == set(CLASSIFICATION)
+
+
+def test_a_set_metric_at_the_end_of_its_scale_has_no_interval():
+    point = _point(compare(_ill(0.5)), "ill", 2, "auroc")
+    assert point.score.mean == 1 and point.score.low is None and "scale ends" in point.score.reason
+    assert point.difference.low is not None
+    assert _point(compare(_ill(0.5)), "ill", 2, "brier").score.mean >= 0
 
 
 def test_only_the_last_step_counts():

@@ -144,7 +144,7 @@ def test_the_plan_draws_both_classes_and_scores_all_volumes(tmp_path):
 
 def _probe() -> dict:
     target = "downstream.volume_probe.VolumeProbe"
-    return {"_target_": target, "n_labelled": [1], "seeds": 1, "patch_size": [16, 24, 32]}
+    return {"_target_": target, "n_labelled": [1], "seeds": 1, "patch_size": [32, 40, 40]}
 
 
 def test_the_mean_over_windows_is_the_mean_over_windows():
