@@ -78,7 +78,8 @@ def surface_cells(mask: Mask, spacing: Sequence[float]) -> tuple[NDArray[np.floa
         code |= padded[tuple(slice(c, n - 1 + c) for c, n in zip(corner, padded.shape))].astype(np.uint8) << bit
     mixed = np.argwhere((code > 0) & (code < 255))
     z, y, x = (float(s) for s in spacing)
-    return (mixed - 0.5) * np.array([z, y, x]), cell_areas((z, y, x))[code[tuple(mixed.T)]]
+    centres: NDArray[np.float64] = (mixed - 0.5) * np.array([z, y, x])
+    return centres, cell_areas((z, y, x))[code[tuple(mixed.T)]]
 
 
 @lru_cache(maxsize=64)

@@ -91,7 +91,7 @@ class NnUNet(Measure):
         """See Measure.init."""
         if arm.is_scratch:
             return "random"
-        return "encoder+decoder" if _source(arm).trained_decoder else "encoder"
+        return "encoder+decoder" if _source(arm.run).trained_decoder else "encoder"
 
     def refuse(self, arm: Arm, key: str) -> None:
         """See Measure.refuse."""
@@ -163,9 +163,12 @@ class Client:
             done = subprocess.run(
                 [str(folder / command), *arguments], env=env, cwd=self.base, stdout=out, stderr=subprocess.STDOUT
             )
+        if done.returncode < 0:
+            raise ValueError(f"{command} was killed by signal {-done.returncode}: 9 mostly means that memory ran out")
         if done.returncode:
             words = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-            raise ValueError(f"{command} failed, and said last: {(words or ['nothing'])[-1]} (all of it is in {log})")
+            told = [line for line in words if "Error" in line] or words or ["nothing"]
+            raise ValueError(f"{command} failed, and said: {told[-1]} (all of it is in {log})")
 
 
 def bin_folder(environment: str | None) -> Path:
@@ -186,8 +189,8 @@ def version(environment: str | None) -> str | None:
 
 
 @lru_cache(maxsize=4)
-def _source(arm: Arm) -> Source:
-    return Source.open(Path(arm.run))
+def _source(run: str) -> Source:
+    return Source.open(Path(run))
 
 
 def write_dataset(context: Context, cell: Cell, raw: Path) -> None:
@@ -277,7 +280,7 @@ def _prepare(context: Context, measure: NnUNet, cell: Cell, client: Client) -> N
     planned: Mapping[str, Any] = content["configurations"][PARENT]
     content["configurations"] = {PARENT: dict(planned) | _overrides(measure)}
     client.plans.write_text(json.dumps(content))
-    source = Source(cell.arm.backbone(0)) if cell.arm.is_scratch else _source(cell.arm)
+    source = Source(cell.arm.backbone(0)) if cell.arm.is_scratch else _source(cell.arm.run)
     export_nnunet(source, client.base / "export", plans=client.plans, dataset_json=client.raw / "dataset.json")
     content = json.loads(client.plans.read_text())
     content["configurations"][CONFIGURATION] |= _overrides(measure)

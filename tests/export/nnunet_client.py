@@ -71,7 +71,7 @@ def install(folder: Path) -> None:
         _call([sys.executable, "-m", "venv", str(folder)])
         if uv.exists():
             try:
-                _call([str(uv), "pip", "install", "--quiet", "--python", str(python), *packages])
+                _call([str(uv), "pip", "install", "--quiet", "--compile-bytecode", "--python", str(python), *packages])
             except subprocess.CalledProcessError:  # uv reads none of pip's mirrors and certificates
                 _call(pip)
         else:
