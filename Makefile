@@ -50,9 +50,8 @@ constraints: ## pin every dependency again, for all pythons and platforms; UPGRA
 clean: ## remove the environment; runs/ stays
 	rm -rf $(VENV)
 
-# uv installs several times faster than pip (and compiles to bytecode when asked) but reads none of the latter's
-# configuration (mirrors, certificates): where it
-# cannot be had or cannot reach an index, pip does the same from the same pins.
+# uv installs several times faster than pip (and compiles to bytecode when asked) but reads none of pip's configuration
+# (mirrors, certificates): where it cannot be had or cannot reach an index, pip does the same from the same pins.
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found: install Python 3.11 to 3.13, or name one with PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "ssl3d needs Python 3.11 to 3.13 and %s is %s: name another one with PYTHON=python3.12" % (sys.executable, sys.version.split()[0]))'

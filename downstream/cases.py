@@ -1,4 +1,4 @@
-"""OUT/cases/<case>.npz: a few test cases for the report's pictures.
+"""OUT/cases/<case>.npz: a few test cases for the report's pictures, extremes of all test patients among them.
 
 `image` (Z,Y,X) float32 normalised; `reference` and `prediction__<arm>` (Z,Y,X) int32 label values, all on the stored
 grid; `arms` names and their `dice`, mean foreground on the ORIGINAL grid as in results.csv; `patient`, `case`,
@@ -11,33 +11,39 @@ import io
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from downstream.comparison import patient_scores
 from downstream.context import Cell, Context
 from downstream.inference import read_image, read_whole
-from downstream.plan import picture_rows
+from downstream.pictures import worth_a_look
 from downstream.results import MEAN_FOREGROUND, read_cell, write_atomic
-from downstream.scoring import picture_path
-from downstream.splits import Split
+from downstream.scoring import read_picture
 from ssl3d.data.format import LABELS
 
 CASES = "cases"
 
 
-def write_cases(context: Context, split: Split, cells: Sequence[Cell]) -> list[Path]:
-    """Write a file for each test case shown, from the stored predictions of `cells` (one an arm)."""
+def write_cases(context: Context, cells: Sequence[Cell], results: pd.DataFrame) -> list[Path]:
+    """Write a file for each test case shown, from the stored predictions of `cells` (one an arm) and all `results`."""
     folder = context.out / CASES
     shutil.rmtree(folder, ignore_errors=True)
-    rows = picture_rows(context, split) if cells else ()
-    return [_write_case(context, row, cells, folder) for row in rows]
+    if not cells:
+        return []
+    scores = patient_scores(results, cells[0].measure, "dice", cells[0].n_labelled)
+    baselines = {cell.arm.name: cell.arm.baseline for cell in cells}
+    patients = worth_a_look(scores, baselines, context.suite.pictures)
+    return [_write_case(context, context.rows[patient][0], cells, folder) for patient in patients]
 
 
 def _write_case(context: Context, row: int, cells: Sequence[Cell], folder: Path) -> Path:
     store = context.store
     case = store.volume_id(row)
-    predictions = {
-        f"prediction__{cell.arm.name}": np.load(picture_path(context, cell, row)).astype(np.int32) for cell in cells
+    predictions: dict[str, Any] = {
+        f"prediction__{cell.arm.name}": read_picture(context, cell, row) for cell in cells
     }
     buffer = io.BytesIO()
     np.savez_compressed(

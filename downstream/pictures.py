@@ -76,32 +76,52 @@ def load_case(path: Path) -> Case:
     )
 
 
-def choose(cases: Sequence[Case], scores: pd.DataFrame, baselines: Mapping[str, str]) -> list[tuple[Case, str]]:
-    """The cases worth a look, each with the reason: "best by score", "worst by score", "largest gain", "largest loss".
+def extremes(scores: pd.DataFrame, baselines: Mapping[str, str]) -> dict[str, str]:
+    """{patient: why he is worth a look}: "best by score", "worst by score", "largest gain", "largest loss".
 
     `scores`: a row a patient, a column an arm, high is good; `baselines` {arm: the arm it is compared with}. Best and
-    worst go by the mean over arms, gain and loss by the mean over arms of the difference to their baselines. A case
-    with two reasons is shown once. Cases of unscored patients are left out.
+    worst go by the mean over arms, gain and loss by the mean over arms of the difference to their baselines. A patient
+    with two reasons is named once.
     """
-    known = [case for case in cases if case.patient in scores.index]
-    if not known:
-        return []
-    level = scores.mean(axis=1)
+    level = scores.mean(axis=1).dropna()
+    if level.empty:
+        return {}
+    found = [(str(level.idxmax()), "best by score"), (str(level.idxmin()), "worst by score")]
     paired = [
         scores[arm] - scores[other] for arm, other in baselines.items() if arm != other and {arm, other} <= {*scores}
     ]
-    found = [(max(known, key=lambda c: level[c.patient]), "best by score"),
-             (min(known, key=lambda c: level[c.patient]), "worst by score")]  # fmt: skip
     if paired:
-        change = sum(paired[1:], start=paired[0]) / len(paired)
-        most = max(known, key=lambda c: change[c.patient]), min(known, key=lambda c: change[c.patient])
-        found += [(case, word) for case, word, sign in zip(most, ("largest gain", "largest loss"), (1, -1))
-                  if sign * change[case.patient] > 0]  # fmt: skip
+        change = (sum(paired[1:], start=paired[0]) / len(paired)).dropna()
+        for word, sign in (("largest gain", 1), ("largest loss", -1)):
+            if len(change) and (sign * change).max() > 0:
+                found.append((str((sign * change).idxmax()), word))
     reasons: dict[str, list[str]] = {}
-    for case, why in found:
-        reasons.setdefault(case.name, []).append(why)
-    named = {case.name: case for case, _ in found}
-    return [(named[name], " and ".join(why)) for name, why in reasons.items()]
+    for patient, why in found:
+        reasons.setdefault(patient, []).append(why)
+    return {patient: " and ".join(why) for patient, why in reasons.items()}
+
+
+def worth_a_look(scores: pd.DataFrame, baselines: Mapping[str, str], count: int) -> list[str]:
+    """At most `count` patients: the extremes, then others spread evenly between the best and the worst."""
+    level = scores.mean(axis=1).dropna().sort_values(ascending=False)
+    chosen = list(extremes(scores, baselines))[:count]
+    others = [str(patient) for patient in level.index if patient not in chosen]
+    more = min(count - len(chosen), len(others))
+    between = np.linspace(0, len(others) - 1, more + 2)[1:-1].round().astype(int)
+    return [*chosen, *dict.fromkeys(others[i] for i in between)]
+
+
+def choose(cases: Sequence[Case], scores: pd.DataFrame, baselines: Mapping[str, str]) -> list[tuple[Case, str]]:
+    """The cases, each with what it shows: `extremes` of all patients first, then those in between, best first.
+
+    Cases of unscored patients are left out.
+    """
+    reasons = extremes(scores, baselines)
+    level = scores.mean(axis=1).dropna()
+    known = [case for case in cases if case.patient in level.index]
+    order = list(reasons)
+    known.sort(key=lambda c: (order.index(c.patient) if c.patient in order else len(order), -level[c.patient]))
+    return [(case, reasons.get(case.patient, "in between")) for case in known]
 
 
 def montage(case: Case, arms: Sequence[str]) -> Figure:

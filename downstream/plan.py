@@ -82,10 +82,11 @@ def shown(context: Context) -> tuple[str, int, int] | None:
 
 
 def picture_rows(context: Context, split: Split) -> tuple[int, ...]:
-    """Store rows of the test cases shown, spread evenly over the sorted patients: chosen before any score is known."""
-    count = min(context.suite.pictures, len(split.test))
-    chosen = np.linspace(0, len(split.test) - 1, count).round().astype(int)
-    return tuple(context.rows[split.test[i]][0] for i in chosen)
+    """Store rows of the test cases whose predictions are kept: a scan of each patient, when any is to be shown.
+
+    Which of them are extremes is known at the end alone.
+    """
+    return tuple(context.rows[patient][0] for patient in split.test) if context.suite.pictures else ()
 
 
 def _cell(context: Context, split: Split, measure: str, arm: Arm, n: int, seed: int, choice: Choice) -> Cell:

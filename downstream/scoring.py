@@ -48,23 +48,25 @@ def keep_picture(context: Context, cell: Cell, row: int, probabilities: NDArray[
     """Keep the prediction of a picture case on the stored grid, where the image is."""
     if row in cell.pictures:
         labels = to_labels(probabilities, list(context.classes)).astype(np.int32)
-        write_atomic(picture_path(context, cell, row), _npy(labels))
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, labels=labels)
+        write_atomic(picture_path(context, cell, row), buffer.getvalue())
+
+
+def read_picture(context: Context, cell: Cell, row: int) -> NDArray[np.int32]:
+    """Label values (Z,Y,X) of a prediction that `keep_picture` kept."""
+    with np.load(picture_path(context, cell, row), allow_pickle=False) as content:
+        return content["labels"]
 
 
 def picture_path(context: Context, cell: Cell, row: int) -> Path:
-    return context.out / CELLS / f"{context.key(cell)}_{context.store.volume_id(row)}.npy"
+    return context.out / CELLS / f"{context.key(cell)}_{context.store.volume_id(row)}.npz"
 
 
 def done(context: Context, cell: Cell) -> bool:
     """Whether a cell's scores, and its pictures if it has any, are stored."""
     pictures = all(picture_path(context, cell, row).exists() for row in cell.pictures)
     return pictures and is_finished(context.out, context.key(cell))
-
-
-def _npy(array: NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
 
 
 def grid_warning(context: Context, patients: Sequence[str]) -> list[str]:

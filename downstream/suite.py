@@ -35,7 +35,8 @@ class Suite:
     instead, a column of the store's targets, `target_kind` by its values when null (downstream.volume); `metrics` of
     segmentations, with `nsd_mm` the tolerance of the surface Dice; `seed`: draws the labelled subsets; `workers`:
     processes, results do not depend on it; `threads`: CPU threads of each; `scheduler`: address of
-    a dask scheduler, whose workers see the same files and are used instead; `pictures`: test cases shown in the report;
+    a dask scheduler, whose workers see the same files and are used instead; `pictures`: test cases shown in the report,
+    extremes first (of one cell an arm the predictions of all test patients are kept for that; 0 keeps none);
     `overlap`: of inference windows; `allow_leak`: go on although test patients were seen; `wandb`: as in a recipe,
     `auto` is disabled; its group is the suite and data set unless it is named.
     """
@@ -57,7 +58,7 @@ class Suite:
     workers: int | Literal["auto"] = "auto"
     threads: int = 1
     scheduler: str | None = None
-    pictures: int = 3
+    pictures: int = 5
     allow_leak: bool = False
     wandb: WandbConfig = field(default_factory=WandbConfig)
 

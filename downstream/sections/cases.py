@@ -29,9 +29,9 @@ def cases(view: View) -> Section | None:
         for value, colour in pictures.class_colours(loaded[0].classes).items()
     )
     intro = (
-        f"{view.title(measure)} on {sentences.patients_in_words(n)}, of the {len(loaded)} test patients whose "
-        "predictions were kept: the best and worst by mean Dice over arms and seeds, and those for whom pre-training "
-        "changed most. They are extremes, no examples. The predictions are those of one seed. Axial slice with the "
+        f"{view.title(measure)} on {sentences.patients_in_words(n)}. Of all {len(scores)} test patients the best and "
+        "worst by mean Dice over arms and seeds, and those for whom pre-training changed most: extremes, no examples; "
+        "then some in between. The predictions are those of one seed. Axial slice with the "
         "largest labelled area, the patient's left on the right. White lines: the reference under a prediction. "
         "Coloured lines:"
     )
