@@ -40,18 +40,26 @@ def prepare(runs: Sequence[str | Path], suite: Suite, out: Path) -> tuple[Contex
         classes, ignore = label_classes(store, [row for own in rows.values() for row in own], suite.classes)
     split, notes = find_patients(suite.split, rows, suite.store)
     _check_amounts(suite, split)
-    # "auto" is settled here: what was used is recorded, and names the cells
-    suite = replace(suite, precision=cast(Precision, choose_precision(suite.precision)))
+    arms = make_arms(runs)
+    suite = replace(suite, precision=_precision(suite, arms))
     suite = suite if target is None else replace(suite, target_kind=target.kind)
     context = Context(suite, out, rows, classes, ignore, store_digest(store), target)
     about = grid_warning(context, split.test) if target is None else check_classes(target, split)
     tables = {part: volume_table(store, context.rows_of(getattr(split, part))) for part in FIELDS}
     warnings = check_sets(tables, suite.allow_leak)
-    arms = make_arms(runs)
     for arm in sorted({arm.run: arm for arm in arms if arm.run}.values(), key=lambda arm: arm.run):
         warnings += check_leak(Path(arm.run), tables["test"], suite.allow_leak, arm.provenance.get("seen_digest"))
     _check_arms(suite, store, context, arms)
     return context, split, arms, notes + warnings + about
+
+
+def _precision(suite: Suite, arms: Sequence[Arm]) -> Precision:
+    """ "auto" is settled here, for all networks that are trained: what was used is recorded, and names the cells."""
+    if suite.precision != "auto":
+        return suite.precision
+    sizes = [size for measure in suite.measures.values() if measure.TRAINS for size in measure.sizes().values()]
+    strides = [stride for arm in arms if arm.is_scratch for stride in arm.backbone(0).strides]
+    return cast(Precision, choose_precision("auto", {size[0] // stride[0] for size in sizes for stride in strides}))
 
 
 def labelled_rows(store: Store) -> dict[str, tuple[int, ...]]:

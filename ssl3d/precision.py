@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 
 import torch
 from torch.nn import functional as F
@@ -13,17 +14,17 @@ from ssl3d.tasks.task import Objective
 FAULTY_DEPTH = 2  # voxels
 
 
-def choose_precision(wanted: str, objective: Objective | None = None) -> str:
+def choose_precision(wanted: str, scales: Collection[int] = ()) -> str:
     """`auto`: bf16-mixed with bfloat16 instructions (half the time of a step, measured on one CPU), else 32-true.
 
-    `objective`: what is to be trained, when it is known.
+    `scales`: voxels along the first axis at each scale of what is to be trained (`depths`).
     Raises ConfigError when bf16-mixed is asked for and its gradients would be wrong.
     """
     if wanted not in ("auto", "bf16-mixed") or torch.cuda.is_available():
         if wanted != "auto":
             return wanted
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    faulty = objective is not None and FAULTY_DEPTH in depths(objective) and bf16_conv3d_is_faulty()
+    faulty = FAULTY_DEPTH in scales and bf16_conv3d_is_faulty()
     if wanted == "bf16-mixed" and faulty:
         raise ConfigError(
             [f"run.precision is bf16-mixed, but on this processor and torch {torch.__version__} the gradients of a "

@@ -22,7 +22,7 @@ from ssl3d.log import METRICS_FILE, MetricLog
 from ssl3d.meters import Watch
 from ssl3d.observers import observe, observers_of
 from ssl3d.observers.observer import Observer
-from ssl3d.precision import choose_precision
+from ssl3d.precision import choose_precision, depths
 from ssl3d.regions import RegionBatch
 from ssl3d.seeding import mix
 from ssl3d.setup_run import RunData
@@ -66,7 +66,7 @@ def train(recipe: Recipe, observers: Sequence[Observer] = ()) -> Path:
     folder = setup_run.run_folder(recipe)
     stores = setup_run.open_stores(recipe)  # a missing store is named before anything heavy is built
     objective, initial = _objective(recipe, folder)
-    fabric = devices.make_fabric(recipe, choose_precision(recipe.run.precision, objective))
+    fabric = devices.make_fabric(recipe, choose_precision(recipe.run.precision, depths(objective)))
     with setup_run.claim(folder, fabric.is_global_zero):
         previous, note = checkpoint.latest(folder)
         if previous is not None:

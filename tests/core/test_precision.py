@@ -23,17 +23,17 @@ def test_a_faulty_processor_falls_back_or_is_refused(tiny, monkeypatch):
     deep, shallow = objective(tiny), objective(tiny, "task.patch_size=[4,16,12]")
     for faulty in (True, False):
         monkeypatch.setattr(precision, "bf16_conv3d_is_faulty", lambda faulty=faulty: faulty)
-        assert precision.choose_precision("auto", deep) == "bf16-mixed"
-        assert precision.choose_precision("auto", shallow) == ("32-true" if faulty else "bf16-mixed")
-        assert precision.choose_precision("64-true", shallow) == "64-true"
+        assert precision.choose_precision("auto", precision.depths(deep)) == "bf16-mixed"
+        assert precision.choose_precision("auto", precision.depths(shallow)) == ("32-true" if faulty else "bf16-mixed")
+        assert precision.choose_precision("64-true", precision.depths(shallow)) == "64-true"
     monkeypatch.setattr(precision, "bf16_conv3d_is_faulty", lambda: True)
-    assert precision.choose_precision("bf16-mixed", deep) == "bf16-mixed"
+    assert precision.choose_precision("bf16-mixed", precision.depths(deep)) == "bf16-mixed"
     with pytest.raises(ConfigError, match=r"run\.precision is bf16-mixed"):
-        precision.choose_precision("bf16-mixed", shallow)
+        precision.choose_precision("bf16-mixed", precision.depths(shallow))
 
 
 def test_without_instructions_float32(tiny, monkeypatch):
     monkeypatch.setattr(precision.torch.cuda, "is_available", lambda: False)
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(precision.torch.cpu, name, lambda: False, raising=False)
-    assert precision.choose_precision("auto", objective(tiny)) == "32-true"
+    assert precision.choose_precision("auto", precision.depths(objective(tiny))) == "32-true"
