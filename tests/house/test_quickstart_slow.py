@@ -81,6 +81,7 @@ def small(folder: Path, variant: chain.Variant, **changes: object) -> chain.Vari
     values = yaml.safe_load((config.RECIPES / "downstream" / f"{variant.suite}.yaml").read_text())
     values["measures"]["probe"] |= {"n_labelled": [1], "seeds": 1, "voxels_per_class": 200}
     values["measures"]["finetune"] |= {"n_labelled": [2], "seeds": 1, "steps": 2}
+    values["measures"]["finetune"]["optim"]["warmup_steps"] = 0
     values["metrics"] = ["dice"]
     suite.write_text(yaml.safe_dump(values))
     return replace(variant, recipe=str(recipe), suite=str(suite), **changes)
