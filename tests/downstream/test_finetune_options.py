@@ -174,6 +174,7 @@ def test_scoring_on_the_way_changes_nothing(make, tmp_path):
     assert set(kept) == set(end["average"]) and any(not torch.equal(v, end["average"][k]) for k, v in kept.items())
 
 
+@pytest.mark.slow
 def test_steps_on_the_way_are_rows_of_their_own(make):
     context, measure, cell = make(resenc, steps=3, score_at=[1, 3])
     run_finetune(context, measure, cell)

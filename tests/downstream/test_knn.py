@@ -83,6 +83,7 @@ def prepared(labelled_store, split_file, run_folder, tmp_path):
     return context, [c for c in final_cells(context, split, arms, choices) if not c.arm.is_scratch]
 
 
+@pytest.mark.slow
 def test_cells_of_an_encoder_are_computed_together_and_alike(prepared):
     context, cells = prepared
     for name, measure in context.suite.measures.items():

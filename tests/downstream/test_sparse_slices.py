@@ -100,6 +100,7 @@ def test_a_probe_takes_its_voxels_from_the_slices(prepared):
     assert measure.title() == "Linear probe, 2 slices a volume"
 
 
+@pytest.mark.slow
 def test_a_sparse_training_is_scored_on_whole_volumes(prepared):
     context, cells = prepared
     cell = next(c for c in cells if c.measure == "finetune")
