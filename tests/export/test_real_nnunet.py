@@ -142,7 +142,10 @@ def test_the_planned_network_is_filled(environment, tmp_path, shape, spacing, pa
     out = tmp_path / "out"
     exact = shape[0] == 136
     report = export_nnunet(backbone, out, plans=plans_of(client), architecture="planned", strict=exact)
-    assert bool(report.names("adapted")) == (stages == 7)
+    if stages == 7:
+        assert report.names("adapted")
+    else:  # a short axis is planned to be pooled less often: the transposed convolution there has another stride
+        assert all(".transpconvs." in name for name in report.names("adapted"))
     loaded = assert_trained(client, report, client.train(commands(out, "nnUNetv2_train")[0], out))
     assert_holds(loaded, out, report)
 
