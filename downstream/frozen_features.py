@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from downstream.context import Cell, Context
-from downstream.inference import pad_to, read_image, read_whole, window_starts
+from downstream.inference import pad_to, read_classes, read_image, read_whole, window_starts
 from downstream.measure import Measure, faults, positive
 from downstream.scoring import finish, keep_picture, score_case
 from downstream.sparse import draw_slices, slice_mask
-from ssl3d.data.format import LABELS, VALID
+from ssl3d.data.format import VALID
 from ssl3d.models.backbone import Backbone
 from ssl3d.models.heads import upsampled_at
 from ssl3d.regions import Size3
@@ -150,12 +150,7 @@ def relative(context: Context, row: int, voxels: NDArray[np.int64]) -> NDArray[n
 def class_indices(context: Context, row: int) -> NDArray[np.int64]:
     """Stored labels (Z,Y,X) as indices of the suite's classes, 0 background, -1 where nothing may be learnt."""
     store = context.store
-    label = read_whole(store, row, LABELS)[0]
-    index = np.zeros(label.shape, dtype=np.int64)
-    for i, value in enumerate(context.classes, start=1):
-        index[label == value] = i
-    if context.ignore is not None:
-        index[label == context.ignore] = -1
+    index = read_classes(store, row, context.classes, context.ignore)
     if store.cell("has_valid", row):
         index[read_whole(store, row, VALID)[0] == 0] = -1
     return index

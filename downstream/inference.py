@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,19 @@ def read_whole(store: Store, row: int, kind: str) -> NDArray[Any]:
     """A whole stored array (C,Z,Y,X)."""
     _, z, y, x = store.shape(row, kind)
     return store.read(row, (0, 0, 0), (z, y, x), kind=kind)
+
+
+def read_classes(
+    store: Store, row: int, classes: Iterable[int], ignore: int | None = None, unknown: int = -1
+) -> NDArray[np.int64]:
+    """Stored labels (Z,Y,X) as numbers from 1 on of `classes` (label values), `unknown` where `ignore`, else 0."""
+    label = read_whole(store, row, LABELS)[0]
+    index = np.zeros(label.shape, dtype=np.int64)
+    for i, value in enumerate(classes, start=1):
+        index[label == value] = i
+    if ignore is not None:
+        index[label == ignore] = unknown
+    return index
 
 
 def read_image(store: Store, row: int, normalise: str | dict[str, Any] = "auto") -> Tensor:

@@ -11,6 +11,7 @@ import pandas as pd
 from downstream.comparison import SCRATCH
 from downstream.domains import DOMAIN
 from downstream.evaluation import Evaluation
+from ssl3d.schema import flat
 
 # May differ: they decide no score.
 ANY_VALUE = ("store", "split", "workers", "scheduler", "pictures", "allow_leak", "name", "wandb")
@@ -66,7 +67,7 @@ def merge(evaluations: Sequence[Evaluation]) -> Evaluation:
 
 def require_comparable(first: Evaluation, other: Evaluation) -> None:
     """Raises ValueError naming the first thing that two evaluations must share and do not."""
-    one, two = _flat(_settings(first)), _flat(_settings(other))
+    one, two = flat(_settings(first)), flat(_settings(other))
     for key in dict.fromkeys([*one, *two]):
         if one.get(key) != two.get(key):
             raise ValueError(
@@ -89,14 +90,6 @@ def _settings(evaluation: Evaluation) -> dict[str, Any]:
         "the list of measures": ", ".join(sorted(set(test["schedule"]))),
         **suite,
     }
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _short(value: Any) -> str:

@@ -25,10 +25,9 @@ import numpy as np
 from downstream.arms import Arm
 from downstream.context import Cell, Context
 from downstream.finetune import WORK
-from downstream.inference import read_whole
+from downstream.inference import read_classes, read_whole
 from downstream.measure import Measure, faults, positive
 from downstream.scoring import finish, keep_picture, score_case
-from ssl3d.data.format import LABELS
 from ssl3d.export.nnunet import export_nnunet
 from ssl3d.export.nnunet_plans import CONFIGURATION, PARENT
 from ssl3d.export.source import Source
@@ -225,13 +224,9 @@ def _write_image(context: Context, row: int, folder: Path) -> None:
 
 
 def _label(context: Context, row: int) -> np.ndarray:
-    label = read_whole(context.store, row, LABELS)[0]
-    out = np.zeros(label.shape, np.uint8 if len(context.classes) < 255 else np.uint16)
-    for i, value in enumerate(context.classes, start=1):
-        out[label == value] = i
-    if context.ignore is not None:
-        out[label == context.ignore] = len(context.classes) + 1
-    return out
+    count = len(context.classes)
+    index = read_classes(context.store, row, context.classes, context.ignore, unknown=count + 1)
+    return index.astype(np.uint8 if count < 255 else np.uint16)
 
 
 def _save(path: Path, array: np.ndarray, context: Context, row: int) -> None:

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -78,10 +77,6 @@ class Estimate:
         if self.low is None or self.high is None:
             return 0
         return 1 if self.low > 0 else -1 if self.high < 0 else 0
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain types for report.json."""
-        return asdict(self)
 
 
 def mean_squares(tables: Array) -> tuple[Array, ...]:

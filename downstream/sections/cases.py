@@ -7,7 +7,6 @@ from typing import Any
 from downstream import page, pictures, sentences
 from downstream.blocks import Html, Section
 from downstream.comparison import patient_scores
-from downstream.pictures import Case
 from downstream.sections.view import View
 
 MOST_ARMS = 5  # in a picture: of a method with several runs the first is shown
@@ -38,7 +37,7 @@ def cases(view: View) -> Section | None:
     blocks = [Html(f"<p>{page.text(intro)} {legend}</p>")]
     data: list[dict[str, Any]] = []
     for case, why in chosen:
-        arms = _arms(view, case)
+        arms = view.pictured(case.predictions)[:MOST_ARMS]
         rank = int(scores.mean(axis=1).rank(ascending=False, method="first")[case.patient])
         values = ", ".join(f"{arm} {case.dice[arm]:.3f}" for arm in arms if arm in case.dice)
         caption = f"{why.capitalize()}: patient {case.patient}, rank {rank} of {len(scores)} test patients" + (
@@ -48,10 +47,3 @@ def cases(view: View) -> Section | None:
         blocks.append(Html(page.figure(page.image(source, caption), caption)))
         data.append({"patient": case.patient, "why": why, "rank": rank, "of": len(scores), "dice": dict(case.dice)})
     return Section("Cases", blocks, {"cases": data})
-
-
-def _arms(view: View, case: Case) -> list[str]:
-    """Those pictured: baselines first; a method by its first run; the rest by name."""
-    others = {run for own in view.members.values() for run in own[1:]}
-    arms = sorted(case.predictions, key=lambda arm: (view.baselines.get(arm, "scratch") != arm, arm))
-    return [arm for arm in arms if arm not in others][:MOST_ARMS]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from downstream import page, sentences
 from downstream.blocks import Section
 from downstream.sections.view import View, spell
+from downstream.volume_metrics import SET_METRICS
 
 
 def design(view: View) -> Section:
@@ -32,7 +33,7 @@ def design(view: View) -> Section:
             "A patient's score is the mean over scans and then over classes; both masks empty counts as Dice 1, one "
             "empty as Dice 0 and as a distance of the image's diagonal."
         )
-    if metrics & {"auroc", "ap", "f1", "brier", "ece", "mae", "correlation"}:
+    if metrics & set(SET_METRICS):
         items.append(
             "A number of the whole test set (AUROC and the like) enters as its jackknife pseudo-values over patients."
         )

@@ -13,7 +13,7 @@ from downstream.drawing import Look, looks
 from downstream.efficiency import Reached
 from downstream.evaluation import Evaluation
 from downstream.jackknife import pseudo_rows
-from downstream.tables import MEMBER, last_step, pooled_baselines, rows_of_test
+from downstream.tables import MEMBER, SCRATCH, last_step, pooled_baselines, rows_of_test
 from downstream.volume_metrics import PREDICTION, TRUTH
 
 MARKS = ("better", "worse")  # texts of a table's cells that are coloured
@@ -64,10 +64,6 @@ class View:
         alone = self.arms(self.points, True) == [arm]
         return self.baseline(measure).removeprefix("a ") if alone else arm
 
-    def trains(self, measure: str) -> bool:
-        """Whether the measure trains the network itself."""
-        return bool(self.evaluation.measures.get(measure, {}).get("trains", True))
-
     def leading(self, measure: str) -> str:
         """The metric that figures and conclusions of a measure are about."""
         found = list(dict.fromkeys(p.metric for p in self.points if p.measure == measure))
@@ -78,6 +74,11 @@ class View:
         kinds = {p.arm: p.is_baseline for p in points}
         chosen = [arm for arm, kind in kinds.items() if baseline is None or kind == baseline]
         return sorted(chosen, key=lambda arm: (not kinds[arm], arm))
+
+    def pictured(self, arms: Iterable[str]) -> list[str]:
+        """Of some arms those of which single predictions are shown: baselines first, a method by its first run."""
+        others = {run for own in self.members.values() for run in own[1:]}
+        return sorted({*arms} - others, key=lambda arm: (self.baselines.get(arm, SCRATCH) != arm, arm))
 
     def select(self, measure: str, metric: str | None = None) -> list[Point]:
         """Points of a measure, by its leading metric unless another is named."""

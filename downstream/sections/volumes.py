@@ -46,17 +46,11 @@ def volumes(view: View) -> Section | None:
         rows = rows[rows["metric"].isin([PREDICTION, TRUTH])]
         if rows.empty:
             continue
-        found = {arm: outcomes(rows[rows["arm"] == arm]) for arm in _shown(view, rows)}
+        found = {arm: outcomes(rows[rows["arm"] == arm]) for arm in view.pictured(rows["arm"])}
         regression = set(rows.loc[rows["metric"] == PREDICTION, "label"]) == {"value"}
         charts.append(_chart(view, measure, n, found, regression))
         data += [_plain(measure, n, arm, own, regression) for arm, own in found.items()]
     return Section("Volume targets", charts, {"volumes": data}) if charts else None
-
-
-def _shown(view: View, rows: pd.DataFrame) -> list[str]:
-    """Baselines first; a method by its first run."""
-    others = {run for own in view.members.values() for run in own[1:]}
-    return sorted(set(rows["arm"]) - others, key=lambda arm: (view.baselines.get(arm, "scratch") != arm, arm))
 
 
 def outcomes(rows: pd.DataFrame) -> Outcomes:
