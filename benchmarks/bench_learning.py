@@ -26,7 +26,6 @@ from downstream.evaluator import evaluate
 from ssl3d.train import train
 
 ROOT = Path(__file__).resolve().parent.parent
-SEEDS = 5  # labelled subsets, and random encoders, of a probe
 
 
 def probe(runs: list[Path], data: Data, out: Path) -> None:
@@ -36,7 +35,8 @@ def probe(runs: list[Path], data: Data, out: Path) -> None:
         "metrics": ["dice"], "pictures": 0, "overlap": 0.25, "workers": 1,
         "measures": {
             "probe": {
-                "n_labelled": [data.amount], "seeds": SEEDS, "patch_size": list(data.window), "voxels_per_class": 1000,
+                "n_labelled": [data.amount], "seeds": data.subsets, "patch_size": list(data.window),
+                "voxels_per_class": 1000,
             },
         },
     }  # fmt: skip

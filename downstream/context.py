@@ -18,7 +18,7 @@ from downstream.volume import VolumeTarget
 from ssl3d.data.format import LABELS, LABELS_ORIGINAL
 from ssl3d.data.store import Store, open_store
 
-CELL_VERSION = 3  # raised when a cell's values change for equal settings, so that old cells are not taken for new ones
+CELL_VERSION = 4  # raised when a cell's values change for equal settings, so that old cells are not taken for new ones
 TEST, VALIDATION = "test", "validation"
 
 

@@ -1,8 +1,9 @@
 """What every measure of a frozen encoder shares: labelled voxels, their features, each volume encoded once for all.
 
-Features of all encoder stages are upsampled to full resolution. A subclass learns from the features of labelled voxels
-and turns those of a whole volume into class probabilities; no network is trained, so the score shows what the encoder
-already tells apart, and a random encoder is its baseline.
+Frozen features (all scales of a convolutional encoder, four blocks of a transformer: Backbone.frozen_features) are
+upsampled to full resolution. A subclass learns from the features of labelled voxels and turns those of a whole volume
+into class probabilities; no network is trained, so the score shows what the encoder already tells apart, and a random
+encoder is its baseline.
 """
 
 from __future__ import annotations
@@ -178,7 +179,7 @@ def voxel_features(
     overlap: float,
     device: torch.device | str = "cpu",
 ) -> NDArray[np.float32]:
-    """Features (N, sum of channels) of `voxels` (N,3) of a normalised volume (1,C,Z,Y,X), stages finest first.
+    """Features (N, sum of frozen_channels) of `voxels` (N,3) of a normalised volume (1,C,Z,Y,X).
 
     Each voxel is seen in the inference window whose centre lies nearest, and interpolated as heads.upsample does.
     """
@@ -190,11 +191,11 @@ def voxel_features(
         starts.append(first[distance.argmin(axis=1)])
         centres.append(voxels[:, axis] + before[axis] - starts[axis])
     start, within = np.stack(starts, axis=1), np.stack(centres, axis=1)
-    out = np.empty((len(voxels), sum(backbone.channels)), dtype=np.float32)
+    out = np.empty((len(voxels), sum(backbone.frozen_channels)), dtype=np.float32)
     for corner in np.unique(start, axis=0):
         inside = (start == corner).all(axis=1)
         z, y, x = (slice(int(c), int(c) + w) for c, w in zip(corner, window))
-        stages = backbone.encode(padded[:, :, z, y, x].to(device))
+        stages = backbone.frozen_features(padded[:, :, z, y, x].to(device))
         parts = [upsampled_at(stage, within[inside], window).cpu().numpy() for stage in stages]
         out[inside] = np.concatenate(parts, axis=1)
     return out

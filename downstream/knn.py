@@ -128,11 +128,11 @@ class Knn(FrozenFeatures):
     def _window(self, backbone: Backbone, banks: Sequence[Bank], x: Tensor, places: Tensor, n_classes: int) -> Tensor:
         """Shares (banks * K, D,H,W) of one window (1,C,D,H,W) whose voxels lie at `places` (3,D,H,W)."""
         size = x.shape[2:]
-        stages = backbone.encode(x)
+        stages = backbone.frozen_features(x)
         voxels = np.stack(np.unravel_index(np.arange(size.numel()), size), axis=1)
         at = places.flatten(1).T
         out = torch.empty(len(banks), len(voxels), n_classes, device=x.device)
-        step = max(1, CHUNK // sum(backbone.channels))
+        step = max(1, CHUNK // sum(backbone.frozen_channels))
         for i in range(0, len(voxels), step):
             part = slice(i, i + step)
             features = torch.cat([upsampled_at(stage, voxels[part], size) for stage in stages], dim=1)

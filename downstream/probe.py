@@ -1,4 +1,4 @@
-"""The frozen-feature linear probe: multinomial logistic regression on all encoder stages, voxel by voxel.
+"""The frozen-feature linear probe: multinomial logistic regression on frozen features, voxel by voxel.
 
 Features are standardised on the training voxels and mapped to classes by one linear layer, which is folded into 1x1x1
 convolutions (heads.StageHead) and run over whole test volumes, all cells of an arm in one pass of the encoder. Classes
@@ -56,10 +56,10 @@ class Probe(FrozenFeatures):
         self, context: Context, backbone: Backbone, learned: Sequence[LinearClassifier], image: Tensor, row: int
     ) -> NDArray[np.float32]:
         """See FrozenFeatures.probabilities: the logits of overlapping windows are averaged, then softmax."""
-        head = stack(learned, backbone.channels).to(context.device)
+        head = stack(learned, backbone.frozen_channels).to(context.device)
 
         def network(x: Tensor) -> Tensor:
-            return head(backbone.encode(x), x.shape[2:])
+            return head(backbone.frozen_features(x), x.shape[2:])
 
         logits = predict(network, image, self.patch_size, context.suite.overlap, context.device)
         return logits.unflatten(0, (len(learned), -1)).softmax(dim=1).numpy()

@@ -75,7 +75,7 @@ class FrozenVolumes(Measure):
         """(F,) of a stored volume: the stages one after another, finest first."""
 
         def network(x: Tensor) -> Tensor:
-            return torch.cat([global_average(stage) for stage in backbone.encode(x)], dim=1)
+            return torch.cat([global_average(stage) for stage in backbone.frozen_features(x)], dim=1)
 
         image = read_image(context.store, row, context.suite.normalise)
         return mean_over_windows(network, image, self.patch_size, context.suite.overlap, context.device)

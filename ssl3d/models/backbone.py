@@ -59,6 +59,15 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     @property
+    def frozen_channels(self) -> tuple[int, ...]:
+        """Width of each map of `frozen_features`."""
+        return self.channels
+
+    def frozen_features(self, x: Tensor) -> list[Tensor]:
+        """(B,C,D,H,W) -> the maps (B,C_i,D/s_i,H/s_i,W/s_i) that probes of the frozen encoder read: all its scales."""
+        return self.encode(x)
+
+    @property
     def pool_channels(self) -> int:
         """Width of `pool`: that of the coarsest scale, unless a family pools more."""
         return self.channels[-1]
@@ -197,6 +206,27 @@ class TokenBackbone(MaskableBackbone):
             x = block(x, **named)
             outputs.append(x)
         return [outputs[i] for i in layers]
+
+    @property
+    def frozen_layers(self) -> list[int]:
+        """The blocks that probes read: four spread over the depth (all of fewer), the last among them."""
+        return sorted({max(self.depth * i // 4, 1) - 1 for i in (1, 2, 3, 4)})
+
+    @property
+    def frozen_channels(self) -> tuple[int, ...]:
+        """See Backbone.frozen_channels."""
+        return (self.embed_dim,) * len(self.frozen_layers)
+
+    def frozen_features(self, x: Tensor) -> list[Tensor]:
+        """(B,C,D,H,W) -> a map (B,embed_dim,D/p,H/p,W/p) of each of `frozen_layers`, with `last_norm`, first to last.
+
+        As a convolutional encoder is read at all its scales. What the last block alone returns depends on what the
+        method asked of it: SimMIM, for one, asks nothing of its visible tokens. Oquab et al., arXiv 2304.07193, 7.4,
+        read four blocks too.
+        """
+        grid = self.grid(x.shape[2:])
+        found = self.blocks(self.embed(x), grid, layers=self.frozen_layers)
+        return [self.last_norm(tokens).transpose(1, 2).unflatten(2, grid) for tokens in found]
 
     def encode_embedded(self, tokens: Tensor, grid: Size3, coarsest: bool = False) -> list[Tensor]:
         """(B,N,embed_dim) -> [(B,embed_dim,D/p,H/p,W/p)]: the normalised tokens of the last block, on their grid."""

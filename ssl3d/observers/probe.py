@@ -73,7 +73,7 @@ class Probe:
         features, labels = [], []
         for first in range(0, self.regions, size):
             batch = training.to_device(reader.read(range(first, min(first + size, self.regions))))
-            stages = backbone.encode(batch.image)
+            stages = backbone.frozen_features(batch.image)
             for i in range(len(batch)):
                 voxels, label = self._draw(batch, i)
                 at = [upsampled_at(stage[i : i + 1], voxels, batch.size).cpu().numpy() for stage in stages]

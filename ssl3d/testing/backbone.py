@@ -69,6 +69,14 @@ class BackboneTests:
         for f, c, stride in zip(decoded, backbone.decoder_channels, backbone.decoder_strides):
             assert f.shape == (2, c, *(n // s for n, s in zip(size, stride)))
 
+    def test_frozen_features_are_as_wide_as_said(self) -> None:
+        backbone = self.build().eval()
+        with torch.no_grad():
+            features = backbone.frozen_features(self.image(backbone))
+            coarsest = backbone.encode(self.image(backbone))[-1]
+        assert [f.shape[1] for f in features] == list(backbone.frozen_channels)
+        torch.testing.assert_close(features[-1], coarsest)
+
     def test_scales_run_from_fine_to_coarse(self) -> None:
         backbone = self.build()
         for strides in (backbone.strides, backbone.decoder_strides):
@@ -366,6 +374,17 @@ class TokenBackboneTests(MaskableBackboneTests):
         assert len(backbone.blocks(tokens, grid)) == 1
         with pytest.raises(ValueError, match="layers"):
             backbone.blocks(tokens, grid, layers=[backbone.depth])
+
+    def test_frozen_features_are_blocks_over_the_depth(self) -> None:
+        backbone = self.build().eval()
+        layers = backbone.frozen_layers
+        assert layers == sorted(set(layers)) and layers[-1] == backbone.depth - 1
+        assert len(layers) == min(4, backbone.depth)
+        image = self.image(backbone)
+        with torch.no_grad():
+            found = backbone.frozen_features(image)
+            first = backbone.blocks(backbone.embed(image), backbone.grid(image.shape[2:]), layers=layers[:1])[0]
+            assert torch.equal(found[0].flatten(2).transpose(1, 2), backbone.last_norm(first))
 
     def test_the_last_layer_normalised_is_what_is_encoded(self) -> None:
         backbone, grid, tokens = self.tokens()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -28,12 +29,9 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 
 @pytest.mark.acceptance
-def test_features_of_a_short_training_beat_random_ones(
-    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_features_of_a_short_training_beat_random_ones(bench: ModuleType, tmp_path: Path) -> None:
     """The benchmark in small: too few seeds for an interval that says much, so the mean is judged."""
-    monkeypatch.setattr(bench, "SEEDS", 3)
-    phantom = bench.prepare("phantom", tmp_path / "data", Path(), quick=True)
+    phantom = replace(bench.prepare("phantom", tmp_path / "data", Path(), quick=True), subsets=3)
     bench.train(bench.load("position", phantom, tmp_path, ["run.steps=200"]))
     bench.probe([tmp_path / "phantom" / "position"], phantom, tmp_path / "phantom" / "probe")
     (row,) = bench.collect(tmp_path, "phantom")

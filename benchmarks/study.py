@@ -1,0 +1,80 @@
+"""The study of docs/results/protocol.md: pre-train every method, then judge all by `ssl3d evaluate`.
+
+    python benchmarks/study.py --out runs/study [--data hippocampus ...] [--jobs 2] [--only train|evaluate|pages]
+
+What is finished is kept, so the same call goes on. Runs lie in OUT/<data>/<method>_<network>_<seed>, evaluations by
+recipes/downstream/study_<data>.yaml in OUT/<data>/evaluation; `pages` copies what they found into docs/results/<data>.
+Real scans lie in --real (env SSL3D_DATA, default ../shared/data).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from learning_data import Data, prepare
+from study_arms import RUNS, Arm, arms, recipe
+from study_pages import write_pages
+
+from downstream.evaluator import evaluate
+from ssl3d.train import train
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pretrain(arm: Arm, data: Data, out: Path) -> float:
+    """Train one run in this process, or what is missing of it; seconds."""
+    torch.set_num_threads(1)
+    began = time.perf_counter()
+    train(recipe(arm, data, out))
+    return time.perf_counter() - began
+
+
+def pretrain_all(data: Data, out: Path, jobs: int) -> None:
+    """Every run of a data set, `jobs` at a time."""
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        running = {pool.submit(pretrain, arm, data, out): arm for arm in arms(data.name)}
+        for future in as_completed(running):
+            print(f"{running[future].name} on {data.name}: {future.result():.0f} s", flush=True)
+
+
+def judge(data: Data, out: Path, overrides: list[str]) -> None:
+    """The evaluation of a data set, all its runs in one."""
+    runs = [out / data.name / arm.name for arm in arms(data.name)]
+    given = [f"store={data.labelled}", f"split={data.split}", *overrides]
+    evaluate(runs, f"study_{data.name}", out / data.name / "evaluation", given)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "study")
+    parser.add_argument("--data", nargs="+", choices=list(RUNS), default=list(RUNS))
+    parser.add_argument("--real", type=Path, default=os.environ.get("SSL3D_DATA", ROOT.parent / "shared" / "data"))
+    parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
+    parser.add_argument("--only", choices=["train", "evaluate", "pages"], help="one part of it")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "results")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="override suites, to try things out")
+    return parser.parse_args()
+
+
+def main() -> int:
+    o = arguments()
+    for name in o.data:
+        data = prepare(name, o.out / "data", Path(o.real))
+        if o.only in (None, "train"):
+            pretrain_all(data, o.out, o.jobs)
+        if o.only in (None, "evaluate"):
+            judge(data, o.out, [f"workers={o.jobs}", *o.set])
+        if o.only in (None, "pages"):
+            write_pages(name, o.out, o.docs)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""What an evaluation of the study found, as a folder of docs/results: tables, figures, the report, the compute used."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+from common import machine
+from study_arms import arms
+
+# Tables and figures of a report, in the order of a page: (beginning of their names, heading)
+PARTS = (
+    ("scores", "Scores and differences"),
+    ("curve", "Curves"),
+    ("speed", "Learning speed"),
+    ("labels", "Labels saved"),
+    ("joint", "Methods"),
+    ("tests", "Tests"),
+    ("tuning", "What each arm was given"),
+)
+COPIED = ("suite.yaml", "report.json", "report.html", "results.csv")
+LARGEST = 4 * 2**20  # bytes of a file that is copied
+
+
+def write_pages(name: str, out: Path, docs: Path) -> None:
+    """Write docs/<name>/ from out/<name>/evaluation. Raises FileNotFoundError when there is no evaluation."""
+    evaluation, folder = out / name / "evaluation", docs / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    report = json.loads((evaluation / "report.json").read_text())
+    for file in COPIED:
+        if (evaluation / file).stat().st_size <= LARGEST:
+            shutil.copy(evaluation / file, folder / file)
+    where = machine()
+    lines = [
+        f"# {report['title']}", "",
+        f"Made by `python benchmarks/study.py --data {name}` after [the protocol](../protocol.md); "
+        f"{where['cores']} x {where['cpu']}, one thread a process, torch {where['versions']['torch']}. "
+        "The whole report: [report.html](report.html); its numbers: [report.json](report.json); every score: "
+        "[results.csv](results.csv); the suite: [suite.yaml](suite.yaml); what was trained: benchmarks/study_arms.py.",
+        "", "## What can be concluded", "", *(f"- {sentence}" for sentence in report["conclusions"]),
+    ]  # fmt: skip
+    paper = sorted((evaluation / "paper").iterdir())
+    for beginning, heading in PARTS:
+        parts = [file for file in paper if file.name.startswith(beginning) and file.suffix in (".csv", ".svg")]
+        if parts:
+            lines += ["", f"## {heading}"]
+        for file in parts:
+            if file.suffix == ".svg":
+                shutil.copy(file, folder / file.name)
+                lines += ["", f"![{file.stem}]({file.name})"]
+            else:
+                lines += ["", f"`{file.stem}`", "", *markdown(file)]
+    lines += ["", "## Compute", "", *compute(name, out), ""]
+    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def markdown(table: Path) -> list[str]:
+    """A CSV file as the lines of a Markdown table."""
+    with table.open(newline="") as file:
+        head, *rows = [[cell.replace("|", "/") for cell in row] for row in csv.reader(file)]
+    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def compute(name: str, out: Path) -> list[str]:
+    """Steps and hours of each pre-training run, and of all cells of the evaluation, as they were measured."""
+    lines = ["| run | steps | last loss | minutes |", "|---|---|---|---|"]
+    total = 0.0
+    for arm in arms(name):
+        logged = [json.loads(line) for line in (out / name / arm.name / "metrics.jsonl").read_text().splitlines()]
+        steps = [entry for entry in logged if "time/step" in entry]
+        ends = [0, *(entry["step"] for entry in steps)]
+        seconds = sum((b - a) * entry["time/step"] for a, b, entry in zip(ends, ends[1:], steps))
+        lines.append(f"| {arm.name} | {steps[-1]['step']} | {steps[-1]['loss']:.3g} | {seconds / 60:.1f} |")
+        total += seconds
+    cells = [float(file.read_text()) for file in (out / name / "evaluation" / "cells").glob("*.seconds")]
+    lines += ["", f"Pre-training took {total / 3600:.1f} process hours, the {len(cells)} cells of the evaluation "]
+    lines[-1] += f"{sum(cells) / 3600:.1f}; two processes ran at a time on two hyperthreads of one core."
+    return lines
