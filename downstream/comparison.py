@@ -42,6 +42,7 @@ from downstream.tables import (
     split_runs,
     table_of,
 )
+from downstream.volume_merit import merit, merit_name
 from downstream.volume_metrics import PREDICTION, SET_METRICS, TRUTH
 
 MEASURES = {"finetune": "Fine-tuning", "probe": "Linear probe"}
@@ -276,9 +277,10 @@ def patient_scores(results: pd.DataFrame, measure: str, metric: str, n_labelled:
 
 @dataclass(frozen=True)
 class Trial:
-    """One choice of settings tried for one arm: its mean Dice over the validation patients, and whether it was taken.
+    """One choice of settings tried for one arm: its score on the validation patients, and whether it was taken.
 
-    `choice`: in words, "lr=0.01" or "lr=0.01 schedule=constant".
+    `choice`: in words, "lr=0.01" or "lr=0.01 schedule=constant". `score`: what the search went by, more is better; its
+    name in `scored_by`: mean Dice, or downstream.volume_merit.
     """
 
     measure: str
@@ -288,19 +290,23 @@ class Trial:
     seeds: int
     patients: int
     score: float
+    scored_by: str
     taken: bool
 
 
 def search(results: pd.DataFrame) -> list[Trial]:
     """The searches, from the validation rows: every arm and choice, the best of each arm marked; choices in order."""
     rows = results[(results["split"] == VALIDATION) & results["schedule"].str.contains(SEARCH, regex=True)]
-    rows = last_step(rows[rows["metric"] == "dice"])
+    rows = last_step(rows[rows["metric"].isin(["dice", PREDICTION, TRUTH])])
     found: list[Trial] = []
     for (schedule, arm, n), cell in groups(rows, ["schedule", "arm", "n_labelled"]):
         measure, _, choice = str(schedule).partition(" ")
-        score = float(np.nanmean(patient_means(table_of(cell)).to_numpy()))
+        if (cell["metric"] == PREDICTION).any():
+            score, scored_by = merit(cell), merit_name(cell)
+        else:
+            score, scored_by = float(np.nanmean(patient_means(table_of(cell)).to_numpy())), METRICS["dice"].name
         seeds, patients = int(cell["seed"].nunique()), int(cell["patient"].nunique())
-        found.append(Trial(measure, str(arm), int(n), choice, seeds, patients, score, False))
+        found.append(Trial(measure, str(arm), int(n), choice, seeds, patients, score, scored_by, False))
     best: dict[tuple[str, str], float] = {}
     for trial in found:
         key = trial.measure, trial.arm

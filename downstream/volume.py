@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from downstream.inference import pad_to, window_starts
 from downstream.splits import Split
-from downstream.volume_metrics import PREDICTION, TRUTH, VALUE, auroc, log_loss, mae, undefined, units
+from downstream.volume_metrics import PREDICTION, TRUTH, VALUE
 from ssl3d.data.objects import open_objects
 from ssl3d.data.store import Store
 from ssl3d.regions import Size3
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 Kind = Literal["classification", "regression"]
 CODES_FILE = "conversion.json"  # where the conversion keeps the names of a target's classes
 MOST_CLASSES = 10  # of whole numbers without names, seen twice each on average; more are taken for measurements
-FEW_PATIENTS = 20  # below, the area under a curve of so few steps chooses by luck: a search takes the likelihood
 
 
 @dataclass(frozen=True)
@@ -159,25 +157,6 @@ def mean_over_windows(
         z, y, x = (slice(int(c), int(c) + w) for c, w in zip(corner, window))
         found.append(network(padded[:, :, z, y, x].to(device))[0].double().cpu())
     return torch.stack(found).mean(dim=0).numpy()
-
-
-def merit(rows: pd.DataFrame) -> float:
-    """How good the rows of a choice are, more is better: AUROC or -MAE, the mean over its trainings.
-
-    With few patients, or a class without any, it is -(log loss) instead: a likelihood does not need many to differ.
-    """
-    last = rows[rows["step"] == rows["step"].max()]
-    trainings = [part for _, part in last.groupby("seed")] if "seed" in last else [last]
-    return float(np.mean([_merit(part) for part in trainings]))
-
-
-def _merit(rows: pd.DataFrame) -> float:
-    found = units(rows)
-    truth, prediction = found.truth, found.prediction
-    if found.is_regression:
-        return -mae(truth, prediction)
-    few = len(set(found.patients)) < FEW_PATIENTS or undefined("auroc", truth, prediction, found.labels)
-    return -log_loss(truth, prediction) if few else auroc(truth, prediction)
 
 
 def check_classes(target: VolumeTarget, split: Split) -> list[str]:

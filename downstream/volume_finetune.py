@@ -13,7 +13,8 @@ from downstream.context import Cell, Context
 from downstream.finetune import Training, in_precision
 from downstream.inference import read_image
 from downstream.measure import faults
-from downstream.volume import VolumeTarget, mean_over_windows, merit, volume_rows
+from downstream.volume import VolumeTarget, mean_over_windows, volume_rows
+from downstream.volume_merit import merit
 from downstream.volume_objective import Pooling, VolumeClassification, VolumeObjective, VolumeRegression
 from ssl3d.tasks.task import Objective
 
@@ -40,7 +41,7 @@ class VolumeFinetune(Training):
         return [*super().check(key), *faults(key, own)]
 
     def merit(self, rows: pd.DataFrame) -> float:
-        """See Measure.merit; downstream.volume.merit."""
+        """See Measure.merit; downstream.volume_merit."""
         return merit(rows)
 
     def objective(self, context: Context, cell: Cell) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import dataclasses
 
 from downstream import page, sentences
 from downstream.blocks import Block, Section, Table
-from downstream.comparison import METRICS, Trial
+from downstream.comparison import Trial
 from downstream.sections.view import View, files
 
 
@@ -37,7 +37,7 @@ def _of(view: View, measure: str, trials: list[Trial]) -> list[Block]:
         rows.append((view.name(measure, arm), *cells))
     one = trials[0]
     caption = (
-        f"Mean {METRICS['dice'].name} of {one.patients} validation patients with "
+        f"Mean {one.scored_by} of {one.patients} validation patients with "
         f"{sentences.patients_in_words(one.n_labelled)}, {one.seeds} seed{'' if one.seeds == 1 else 's'}. * taken: the "
         "best of the arm; of equals the first."
     )

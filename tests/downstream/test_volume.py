@@ -13,12 +13,14 @@ import torch
 from pathology_store import volume_suite, write_data
 from shapes_store import write_run
 
+from downstream.comparison import search
 from downstream.inference import pad_to, window_starts
 from downstream.plan import final_cells, search_cells
 from downstream.setup import prepare
 from downstream.splits import labelled_subset
 from downstream.suite import load_suite
-from downstream.volume import CODES_FILE, mean_over_windows, merit, volume_rows, volume_target
+from downstream.volume import CODES_FILE, mean_over_windows, volume_rows, volume_target
+from downstream.volume_merit import merit, merit_name
 from downstream.volume_metrics import units
 from ssl3d.data.store import open_store
 from ssl3d.data.write import build_index, channel_stats, create_store, write_volume
@@ -183,6 +185,25 @@ def test_merit_is_the_area_or_with_few_patients_the_likelihood():
     numbers = _rows([1.0, 4.0], [3.0, 3.0])
     numbers = numbers[numbers["label"] != "no"].replace({"label": {"yes": "value"}})
     assert merit(numbers) == -1.5
+    assert [merit_name(r) for r in (both, _rows(truth[:4], p[:4]), numbers)] == [
+        "AUROC", "log likelihood", "negative mean absolute error"
+    ]  # fmt: skip
+
+
+def test_the_report_shows_the_search_of_volumes_by_what_it_went_by():
+    truth, p = [0, 1] * 15, np.linspace(0.1, 0.9, 30)
+    good = np.where(np.array(truth) == 1, 0.9, 0.2)
+    tried = {("scratch", "lr=0.001"): p, ("scratch", "lr=0.01"): good, ("mae", "lr=0.001"): good, ("mae", "lr=0.01"): p}
+    about = {"split": "validation", "n_labelled": 16}
+    tables = [
+        _rows(truth, values).assign(arm=arm, schedule=f"finetune {choice}", **about)
+        for (arm, choice), values in tried.items()
+    ]
+    found = search(pd.concat(tables))
+    assert [(t.arm, t.choice, t.score, t.scored_by) for t in found if t.taken] == [
+        ("scratch", "lr=0.01", 1.0, "AUROC"), ("mae", "lr=0.001", 1.0, "AUROC")
+    ]  # fmt: skip
+    assert len(found) == 4 and {t.patients for t in found} == {30}
 
 
 def test_rows_read_back_as_what_was_predicted(tmp_path):
