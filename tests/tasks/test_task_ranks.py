@@ -16,6 +16,7 @@ from ssl3d.models.resenc import ResEncUNet
 from ssl3d.models.vit import ViT
 from ssl3d.regions import RegionBatch
 from ssl3d.tasks.hi_end_mae import HiEndMAE
+from ssl3d.tasks.jepa import JEPA
 from ssl3d.tasks.local_contrast import LocalContrast
 from ssl3d.tasks.mae import MAE
 from ssl3d.tasks.models_genesis import ModelsGenesis
@@ -39,6 +40,7 @@ TASKS: dict[str, Callable[[], PretextTask]] = {
     "MAE": lambda: MAE(TinyUNet(), SIZE, mask_block=(2, 4, 4), augment=VIEWS),
     "MAE on tokens": lambda: MAE(ViT("tiny", patch_size=(2, 4, 4)), SIZE, mask_block=(2, 4, 4), decoder_dim=32),
     "HiEndMAE": lambda: HiEndMAE(ViT("tiny", patch_size=(2, 4, 4)), SIZE, decoder_dim=32, decoder_heads=2),
+    "JEPA": lambda: JEPA(ViT("tiny", patch_size=(2, 4, 4)), SIZE, predictor_dim=32, predictor_depth=1),
     "SparseMAE": lambda: SparseMAE(ResEncUNet("S", arch_kwargs=RESENC), SIZE, 0.6, (2, 4, 4), VIEWS),
     "SimMIM": lambda: SimMIM(ViT("tiny", patch_size=(2, 4, 4)), SIZE, mask_block=(2, 4, 4)),
     "PositionRegression": lambda: PositionRegression(TinyUNet(), SIZE, mask_share=0.5, augment=VIEWS),
