@@ -91,6 +91,7 @@ def task_node(cls: type, backbone: Backbone) -> dict[str, Any]:
     values: dict[str, dict[str, Any]] = {
         "HiEndMAE": {"patch_size": size, "decoder_dim": 32, "decoder_heads": 2, "decoder_depth": 1},
         "JEPA": {"patch_size": size, "target_scale": (0.2, 0.5), "predictor_dim": 32, "predictor_depth": 1},
+        "LeJEPA": {"patch_size": size, "augment": VIEWS, "directions": 16} | heads,
         "LocalContrast": {"patch_size": size, "augment": VIEWS, "scale": 0, "count": 8, "region": 1} | heads,
         "MAE": {"patch_size": size, "mask_block": block, "decoder_dim": 32, "decoder_depth": 1},
         "ModelsGenesis": {"patch_size": size},

@@ -66,8 +66,16 @@ def vicreg_floor(samples: int, features: int, variance: float, covariance: float
     return float((variance * (1 - (v + 1e-4).sqrt()).clamp(min=0) + 2 * covariance * excess * v**2).min())
 
 
+def sigreg_floor(sigreg: Any) -> float:
+    """The least SIGReg of two samples: what the best two points, a and -a, reach in every direction."""
+    a = torch.linspace(0, 3, 3001, dtype=torch.float64)[:, None]
+    t, normal, weights = sigreg.t.double(), sigreg.phi.double(), sigreg.weights.double()
+    return 2 * float((((a * t).cos() - normal).square() @ weights).min())
+
+
 # The least loss of tasks whose loss cannot reach 0 on `samples` samples; all others are measured against 0.
 FLOORS: dict[str, Callable[[Any, int], float]] = {
+    "LeJEPA": lambda task, samples: task.weight * sigreg_floor(task.sigreg),  # more samples can do better than two
     "SimCLR": lambda task, samples: nt_xent_floor(samples, task.nt_xent.temperature),
     "SwinUNETRPretext": lambda task, samples: (
         task.weights["contrast"] * nt_xent_floor(samples, task.nt_xent.temperature)

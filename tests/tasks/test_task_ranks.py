@@ -17,6 +17,7 @@ from ssl3d.models.vit import ViT
 from ssl3d.regions import RegionBatch
 from ssl3d.tasks.hi_end_mae import HiEndMAE
 from ssl3d.tasks.jepa import JEPA
+from ssl3d.tasks.lejepa import LeJEPA
 from ssl3d.tasks.local_contrast import LocalContrast
 from ssl3d.tasks.mae import MAE
 from ssl3d.tasks.models_genesis import ModelsGenesis
@@ -49,6 +50,7 @@ TASKS: dict[str, Callable[[], PretextTask]] = {
     "SimCLR": lambda: SimCLR(TinyUNet(), SIZE, VIEWS, hidden_dim=16, out_dim=8),
     "SwinUNETRPretext": lambda: SwinUNETRPretext(TinyUNet(), SIZE, TURNED, rotations=2, out_dim=8),
     "VICReg": lambda: VICReg(TinyUNet(), SIZE, VIEWS, hidden_dim=16, out_dim=8),
+    "LeJEPA": lambda: LeJEPA(TinyUNet(), SIZE, VIEWS, views=3, directions=32, hidden_dim=16, out_dim=8),
     "LocalContrast": lambda: LocalContrast(TinyUNet(), SIZE, VIEWS, scale=0, sigma=0.05, **PLACES),
     "LocalContrast LD": lambda: LocalContrast(
         TinyUNet(), SIZE, VIEWS, stage="local", scale=1, local_pairs="LD", **PLACES
