@@ -15,7 +15,7 @@ from ssl3d.losses.gather import gather, world_size
 from ssl3d.models.backbone import Backbone
 from ssl3d.models.projector import Projector
 from ssl3d.regions import RegionBatch, RegionSpec
-from ssl3d.seeding import mix
+from ssl3d.seeding import global_stream, mix
 from ssl3d.tasks.grey import grey
 from ssl3d.tasks.masking import as_size3
 from ssl3d.tasks.task import PretextTask, check_takes
@@ -26,10 +26,10 @@ class LeJEPA(PretextTask):
     """Distance of `views` embeddings of a scan from their mean, and SIGReg over the scans of all ranks.
 
     SIGReg projects the embeddings of a view on `directions` random directions and compares each with a standard normal
-    by its characteristic function, at `knots` frequencies up to `highest`. Loss: `weight` of SIGReg and 1 - `weight` of
-    the distance. `augment` makes the views, crops of their own when its SpatialTransform has a `shift`; all are of
-    `patch_size` (the source adds smaller ones). The backbone's decoder is not trained. `hidden_dim`, `out_dim`: of the
-    projector. At least two scans a step are needed; with few, directions are compared with few points.
+    by its characteristic function, at `knots` frequencies up to `highest`. Loss: `sigreg_weight` of SIGReg and the
+    rest of the distance. `augment` makes the views, crops of their own when its SpatialTransform has a `shift`; all are
+    of `patch_size` (the source adds smaller ones). The backbone's decoder is not trained. `hidden_dim`, `out_dim`: of
+    the projector. At least two scans a step are needed; with few, directions are compared with few points.
     Raises ValueError naming the key when a value is out of range or does not fit the backbone.
     """
 
@@ -41,7 +41,7 @@ class LeJEPA(PretextTask):
         patch_size: int | tuple[int, int, int],
         augment: Compose,
         views: int = 2,
-        weight: float = 0.05,
+        sigreg_weight: float = 0.05,
         directions: int = 1024,
         knots: int = 17,
         highest: float = 3.0,
@@ -55,8 +55,8 @@ class LeJEPA(PretextTask):
         for key, (value, low) in (at_least | {"hidden_dim": (hidden_dim, 1), "out_dim": (out_dim, 1)}).items():
             if value < low:
                 raise ValueError(f"{key}={value}: at least {low}")
-        if not 0 <= weight <= 1:
-            raise ValueError(f"weight={weight}: the share of SIGReg in the loss, from 0 to 1")
+        if not 0 <= sigreg_weight <= 1:
+            raise ValueError(f"sigreg_weight={sigreg_weight}: the share of SIGReg in the loss, from 0 to 1")
         if highest <= 0:
             raise ValueError(f"highest={highest}: must be positive")
         self.backbone, self.augment = backbone, augment
@@ -65,7 +65,7 @@ class LeJEPA(PretextTask):
         if augment.spatial is None and not augment.intensity:
             raise ValueError("augment: without a transform all views are the same image; list some transforms")
         self.region = RegionSpec(augment.reach(self.input_size))
-        self.views, self.weight, self.passes = views, weight, views
+        self.views, self.weight, self.passes = views, sigreg_weight, views
         freeze_all_but(backbone, backbone.pool_parameter_names())
         self.projector = Projector(backbone.pool_channels, hidden_dim, out_dim, layers=3)
         self.sigreg = SIGReg(knots=knots, t_max=highest, num_vectors=directions)
@@ -108,8 +108,6 @@ class LeJEPA(PretextTask):
             )
         # lightly draws its directions globally: here from the samples, whatever their order, so that all ranks agree.
         seed = mix(sum(seeds.tolist()), "directions")
-        kind = embedded.device.type
-        with torch.random.fork_rng([embedded.device] if kind == "cuda" else [], device_type=kind):
-            torch.manual_seed(seed)
+        with global_stream(embedded.device, seed):
             regularity = self.sigreg(embedded)
         return regularity, lejepa_invariance_loss(all_proj=embedded, global_proj=embedded)

@@ -104,6 +104,10 @@ def task_node(cls: type, backbone: Backbone) -> dict[str, Any]:
         "VoCo": {"crop_size": size, "grid": [1, 2, 1], "hidden_dim": 16},
         "VolumeFusion": {"patch_size": size, "smallest": 2, "largest": 6},
     }
+    if cls.__name__ == "Combined":
+        found = {task.__name__: task for task in task_classes()}
+        names = ("MAE" if backbone.decoder_channels else "SimCLR", "LocalContrast")
+        values["Combined"] = {"tasks": {name.lower(): task_node(found[name], backbone) for name in names}}
     if not backbone.decoder_channels:  # the forms of these tasks that need none
         values["LocalContrast"] |= {"stage": "global"}
         values["PositionRegression"] |= {"target": "crop", "mask_share": 0.0}
@@ -143,8 +147,9 @@ def page() -> str:
         lines.append(f"| {task.__name__} | " + " | ".join(cells) + " |")
     notes = [f"{number}. {reason}" for number, reason in enumerate(reasons, start=1)]
     head = "# Which task works with which backbone\n\nMade by `python -m ssl3d.testing.matrix`; a test compares. On a "
-    head += "network without a decoder (ResNet)\nLocalContrast contrasts whole crops alone (`stage: global`), and "
-    head += "PositionRegression tells where the crop lies (`target: crop`)."
+    head += "network without a decoder (ResNet)\nLocalContrast contrasts whole crops alone (`stage: global`), "
+    head += "Combined has SimCLR in place of MAE beside\nit, "
+    head += "and PositionRegression tells where the crop lies (`target: crop`)."
     return "\n".join([head, "", *lines, "", "What `ssl3d check` says of the others:", "", *notes, ""])
 
 

@@ -90,7 +90,7 @@ def test_a_gaussian_is_what_it_asks_for_and_collapse_is_noticed():
 def test_what_cannot_work_is_refused():
     with pytest.raises(ValueError, match=r"^augment: without a transform"):
         LeJEPA(TinyUNet(), augment=Compose([]), **SMALL)
-    for key, value in (("views", 1), ("weight", 1.5), ("directions", 0), ("knots", 1), ("highest", 0.0)):
+    for key, value in (("views", 1), ("sigreg_weight", 1.5), ("directions", 0), ("knots", 1), ("highest", 0.0)):
         with pytest.raises(ValueError, match=rf"^{key}={value}"):
             make(**{key: value})
     task = make()
