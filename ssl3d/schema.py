@@ -28,6 +28,27 @@ class ConfigError(ValueError):
         super().__init__("\n".join(self.faults))
 
 
+class Later:
+    """A checked `_target_` mapping whose object is made later, by code that supplies what a recipe cannot say.
+
+    Subclass it and annotate a constructor's parameter with the subclass. `base`: what the `_target_` must be; `given`:
+    constructor parameters that `make` will get; `extra`: further keys {name: (annotation, default)} of the slot, which
+    are in `values`.
+    """
+
+    base: type = object
+    given: tuple[str, ...] = ()
+    extra: Mapping[str, tuple[Any, Any]] = {}
+
+    def __init__(self, node: Mapping[str, Any]) -> None:
+        self.node = {k: v for k, v in node.items() if k not in self.extra}
+        self.values = {k: node.get(k, default) for k, (_, default) in self.extra.items()}
+
+    def make(self, **given: Any) -> Any:
+        """The object. Raises ValueError as its constructor does."""
+        return build(self.node, **given)
+
+
 def import_object(path: str, key: str) -> Any:
     """The object at a dotted import path. Raises ConfigError naming `key` when there is none."""
     module_name, _, name = path.rpartition(".")
@@ -139,11 +160,17 @@ def check_value(value: Any, annotation: Any, key: str) -> tuple[Any, list[str]]:
         return _check_sequence(value, origin or list, arguments, annotation, key)
     if origin in (dict, Mapping) or annotation in (dict, Mapping):
         return _check_mapping(value, arguments, key)
+    if later := _later(annotation):
+        return check_target(value, later.base, key, later.given, later.extra)
     if dataclasses.is_dataclass(annotation) and isinstance(value, Mapping) and TARGET not in value:
         return check_fields(value, parameters(annotation), key)  # type: ignore[arg-type]
     if isinstance(annotation, type) and isinstance(value, Mapping) and TARGET in value:
         return check_target(value, annotation, key)
     return _check_scalar(value, annotation, key)
+
+
+def _later(annotation: Any) -> type[Later] | None:
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Later) else None
 
 
 def _check_union(value: Any, options: Sequence[Any], annotation: Any, key: str) -> tuple[Any, list[str]]:
@@ -207,8 +234,10 @@ def _check_scalar(value: Any, annotation: Any, key: str) -> tuple[Any, list[str]
 def build(node: Any, annotation: Any = Any, **given: Any) -> Any:
     """Build a checked value: mappings with `_target_` become objects, sequences and dataclasses what they are typed as.
 
-    `given` are passed to the outermost constructor.
+    `given` are passed to the outermost constructor. What is typed as Later stays to be made.
     """
+    if later := _later(annotation):
+        return later(node)
     if isinstance(node, Mapping) and TARGET in node:
         cls = import_object(node[TARGET], TARGET)
         known = parameters(cls)
@@ -218,7 +247,9 @@ def build(node: Any, annotation: Any = Any, **given: Any) -> Any:
         if options and typing.get_origin(annotation) not in (dict, Mapping):
             known = parameters(options[0])  # type: ignore[arg-type]
             return options[0](**{k: build(v, known[k][0]) for k, v in node.items()})  # type: ignore[operator]
-        return {k: build(v) for k, v in node.items()}
+        arguments = typing.get_args(annotation)
+        item = arguments[1] if typing.get_origin(annotation) in (dict, Mapping) and len(arguments) == 2 else Any
+        return {k: build(v, item) for k, v in node.items()}
     if isinstance(node, (list, tuple)):
         items = [build(v, options[0] if options else Any) for v in node]
         return tuple(items) if _is_tuple(annotation) else items

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,6 +33,20 @@ def torch_generators(seeds: Tensor, *keys: int | str, device: torch.device | str
     import torch  # not above: a conversion draws numbers too, and its workers need no torch
 
     return [torch.Generator(device=device).manual_seed(mix(seed, *keys)) for seed in seeds.tolist()]
+
+
+@contextmanager
+def global_stream(device: torch.device, seed: int | None = None) -> Iterator[None]:
+    """Within it torch's global generators start from `seed`, or go on when None; after it they are as before it.
+
+    For libraries that draw from nothing else.
+    """
+    import torch
+
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
 
 
 def device_generator(x: Tensor, generator: torch.Generator) -> torch.Generator:

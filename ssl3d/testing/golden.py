@@ -12,7 +12,9 @@ from __future__ import annotations
 import math
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -51,15 +53,22 @@ def shrunk(name: str, store: Path, folder: Path) -> Recipe:
     family = schema.target_class(values["model"], Backbone, "model")
     task = schema.target_class(values["task"], PretextTask, "task")
     backbone = small_backbone(family)
-    small = task_node(task, backbone)
-    small.pop("augment", None)  # the recipe's own
     alone = math.prod(small_size(backbone)) > LARGE and task_samples(task, backbone) == 1
     values["run"] = {"dir": str(folder), **RUN}
     values["data"] |= {"store": str(store), "batch_size": 1 if alone else 2, "workers": 0, "holdout": 0.0}
     values["model"] = model_node(family)
-    values["task"] |= small
+    values["task"] = shrunk_task(values["task"], backbone)
     values["optim"]["warmup_steps"] = 5
     return config.load(values | {"wandb": {"mode": "disabled"}})
+
+
+def shrunk_task(node: Mapping[str, Any], backbone: Backbone) -> dict[str, Any]:
+    """A task as its recipe has it, with the smallest sizes; of a task of tasks, each of them."""
+    if "tasks" in node:
+        return {**node, "tasks": {name: shrunk_task(part, backbone) for name, part in node["tasks"].items()}}
+    small = task_node(schema.target_class(node, PretextTask, "task"), backbone)
+    small.pop("augment", None)  # the recipe's own
+    return {**node, **small}
 
 
 def task_samples(task: type, backbone: Backbone) -> int:

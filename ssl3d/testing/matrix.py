@@ -90,6 +90,8 @@ def task_node(cls: type, backbone: Backbone) -> dict[str, Any]:
     heads = {"hidden_dim": 16, "out_dim": 8}
     values: dict[str, dict[str, Any]] = {
         "HiEndMAE": {"patch_size": size, "decoder_dim": 32, "decoder_heads": 2, "decoder_depth": 1},
+        "JEPA": {"patch_size": size, "target_scale": (0.2, 0.5), "predictor_dim": 32, "predictor_depth": 1},
+        "LeJEPA": {"patch_size": size, "augment": VIEWS, "directions": 16} | heads,
         "LocalContrast": {"patch_size": size, "augment": VIEWS, "scale": 0, "count": 8, "region": 1} | heads,
         "MAE": {"patch_size": size, "mask_block": block, "decoder_dim": 32, "decoder_depth": 1},
         "ModelsGenesis": {"patch_size": size},
@@ -102,6 +104,10 @@ def task_node(cls: type, backbone: Backbone) -> dict[str, Any]:
         "VoCo": {"crop_size": size, "grid": [1, 2, 1], "hidden_dim": 16},
         "VolumeFusion": {"patch_size": size, "smallest": 2, "largest": 6},
     }
+    if cls.__name__ == "Combined":
+        found = {task.__name__: task for task in task_classes()}
+        names = ("MAE" if backbone.decoder_channels else "SimCLR", "LocalContrast")
+        values["Combined"] = {"tasks": {name.lower(): task_node(found[name], backbone) for name in names}}
     if not backbone.decoder_channels:  # the forms of these tasks that need none
         values["LocalContrast"] |= {"stage": "global"}
         values["PositionRegression"] |= {"target": "crop", "mask_share": 0.0}
@@ -141,8 +147,9 @@ def page() -> str:
         lines.append(f"| {task.__name__} | " + " | ".join(cells) + " |")
     notes = [f"{number}. {reason}" for number, reason in enumerate(reasons, start=1)]
     head = "# Which task works with which backbone\n\nMade by `python -m ssl3d.testing.matrix`; a test compares. On a "
-    head += "network without a decoder (ResNet)\nLocalContrast contrasts whole crops alone (`stage: global`), and "
-    head += "PositionRegression tells where the crop lies (`target: crop`)."
+    head += "network without a decoder (ResNet)\nLocalContrast contrasts whole crops alone (`stage: global`), "
+    head += "Combined has SimCLR in place of MAE beside\nit, "
+    head += "and PositionRegression tells where the crop lies (`target: crop`)."
     return "\n".join([head, "", *lines, "", "What `ssl3d check` says of the others:", "", *notes, ""])
 
 

@@ -66,8 +66,19 @@ def vicreg_floor(samples: int, features: int, variance: float, covariance: float
     return float((variance * (1 - (v + 1e-4).sqrt()).clamp(min=0) + 2 * covariance * excess * v**2).min())
 
 
+def sigreg_floor(sigreg: Any) -> float:
+    """The least SIGReg of two samples: what the best two points, a and -a, reach in every direction."""
+    a = torch.linspace(0, 3, 3001, dtype=torch.float64)[:, None]
+    t, normal, weights = sigreg.t.double(), sigreg.phi.double(), sigreg.weights.double()
+    return 2 * float((((a * t).cos() - normal).square() @ weights).min())
+
+
 # The least loss of tasks whose loss cannot reach 0 on `samples` samples; all others are measured against 0.
 FLOORS: dict[str, Callable[[Any, int], float]] = {
+    "Combined": lambda task, samples: sum(
+        task.given[name] * floor_of(part, samples) for name, part in task.parts().items()
+    ),
+    "LeJEPA": lambda task, samples: task.weight * sigreg_floor(task.sigreg),  # more samples can do better than two
     "SimCLR": lambda task, samples: nt_xent_floor(samples, task.nt_xent.temperature),
     "SwinUNETRPretext": lambda task, samples: (
         task.weights["contrast"] * nt_xent_floor(samples, task.nt_xent.temperature)
@@ -76,6 +87,11 @@ FLOORS: dict[str, Callable[[Any, int], float]] = {
         samples, task.projector[-1].out_features, task.vicreg.mu_param, task.vicreg.nu_param
     ),
 }
+
+
+def floor_of(task: PretextTask, samples: int) -> float:
+    """The least loss of a task on so many samples, as far as it is known: else 0."""
+    return FLOORS.get(type(task).__name__, lambda *_: 0.0)(task, samples)
 
 
 @dataclass(frozen=True)
@@ -118,7 +134,7 @@ def step(task: PretextTask, batch: RegionBatch, optimizer: torch.optim.Optimizer
 def learn(task: type, family: type) -> Learnt:
     """Train on one batch until half of the distance to the floor is gone, MOST_STEPS at most."""
     made, batch = pair(task, family)
-    floor = FLOORS.get(task.__name__, lambda *_: 0.0)(made, len(batch))
+    floor = floor_of(made, len(batch))
     optimizer = torch.optim.AdamW([p for p in made.parameters() if p.requires_grad], lr=RATE, weight_decay=0.0)
     first = step(made, batch, optimizer)
     learnt = Learnt(first, first, floor, 0)

@@ -25,7 +25,10 @@ RULES: dict[str, tuple[str, ...]] = {
     "ssl3d.data": ("ssl3d.data", "ssl3d.regions", "ssl3d.seeding"),
     "ssl3d.augment": ("ssl3d.augment", "ssl3d.regions", "ssl3d.seeding"),
     "ssl3d.models": ("ssl3d.models", "ssl3d.regions", "ssl3d.seeding"),
-    "ssl3d.tasks": ("ssl3d.tasks", "ssl3d.regions", "ssl3d.seeding", "ssl3d.models", "ssl3d.losses", "ssl3d.augment"),
+    "ssl3d.tasks": (
+        "ssl3d.tasks", "ssl3d.regions", "ssl3d.seeding", "ssl3d.models", "ssl3d.losses", "ssl3d.augment",
+        "ssl3d.schema",  # a task of tasks says how its parts are written in a recipe
+    ),
     "ssl3d.cli": ("ssl3d", "preprocessing", "downstream"),
     "preprocessing": ("preprocessing", "ssl3d.data", "ssl3d.seeding", "ssl3d.terminal"),
     "downstream.chain": ("downstream", "preprocessing", "ssl3d"),  # the quickstart: raw files to report

@@ -15,7 +15,10 @@ from ssl3d.augment import Compose, GaussianNoise, SpatialTransform
 from ssl3d.models.resenc import ResEncUNet
 from ssl3d.models.vit import ViT
 from ssl3d.regions import RegionBatch
+from ssl3d.tasks.combined import Combined, WeightedTask
 from ssl3d.tasks.hi_end_mae import HiEndMAE
+from ssl3d.tasks.jepa import JEPA
+from ssl3d.tasks.lejepa import LeJEPA
 from ssl3d.tasks.local_contrast import LocalContrast
 from ssl3d.tasks.mae import MAE
 from ssl3d.tasks.models_genesis import ModelsGenesis
@@ -35,10 +38,21 @@ VIEWS = Compose([SpatialTransform(p_rotation=1, shift=0.2), GaussianNoise(p=1)])
 PLACES = {"count": 6, "region": 1, "min_distance": 2.0, "hidden_dim": 16, "out_dim": 8}
 RESENC = {"n_stages": 3, "features_per_stage": [8, 16, 16], "n_blocks_per_stage": [1, 1, 1]}
 TURNED = Compose([SpatialTransform(flip_axes=[0, 2], p_rotation=1, shift=0.2), GaussianNoise(p=1)])
+
+
+def combined(balance) -> Combined:
+    """Masked autoencoding beside a contrast that spans the ranks."""
+    size, views = list(SIZE), {"_target_": "ssl3d.augment.Compose", "transforms": [{"_target_": "ssl3d.augment.Gamma"}]}
+    mae = {"_target_": "ssl3d.tasks.mae.MAE", "patch_size": size, "mask_block": [2, 4, 4], "weight": 2.0}
+    simclr = {"_target_": "ssl3d.tasks.simclr.SimCLR", "patch_size": size, "augment": views, "hidden_dim": 16}
+    return Combined(TinyUNet(), {"mae": WeightedTask(mae), "simclr": WeightedTask(simclr)}, balance)
+
+
 TASKS: dict[str, Callable[[], PretextTask]] = {
     "MAE": lambda: MAE(TinyUNet(), SIZE, mask_block=(2, 4, 4), augment=VIEWS),
     "MAE on tokens": lambda: MAE(ViT("tiny", patch_size=(2, 4, 4)), SIZE, mask_block=(2, 4, 4), decoder_dim=32),
     "HiEndMAE": lambda: HiEndMAE(ViT("tiny", patch_size=(2, 4, 4)), SIZE, decoder_dim=32, decoder_heads=2),
+    "JEPA": lambda: JEPA(ViT("tiny", patch_size=(2, 4, 4)), SIZE, predictor_dim=32, predictor_depth=1),
     "SparseMAE": lambda: SparseMAE(ResEncUNet("S", arch_kwargs=RESENC), SIZE, 0.6, (2, 4, 4), VIEWS),
     "SimMIM": lambda: SimMIM(ViT("tiny", patch_size=(2, 4, 4)), SIZE, mask_block=(2, 4, 4)),
     "PositionRegression": lambda: PositionRegression(TinyUNet(), SIZE, mask_share=0.5, augment=VIEWS),
@@ -47,6 +61,9 @@ TASKS: dict[str, Callable[[], PretextTask]] = {
     "SimCLR": lambda: SimCLR(TinyUNet(), SIZE, VIEWS, hidden_dim=16, out_dim=8),
     "SwinUNETRPretext": lambda: SwinUNETRPretext(TinyUNet(), SIZE, TURNED, rotations=2, out_dim=8),
     "VICReg": lambda: VICReg(TinyUNet(), SIZE, VIEWS, hidden_dim=16, out_dim=8),
+    "Combined by uncertainty": lambda: combined("uncertainty"),
+    "Combined by gradient norm": lambda: combined("gradient_norm"),
+    "LeJEPA": lambda: LeJEPA(TinyUNet(), SIZE, VIEWS, views=3, directions=32, hidden_dim=16, out_dim=8),
     "LocalContrast": lambda: LocalContrast(TinyUNet(), SIZE, VIEWS, scale=0, sigma=0.05, **PLACES),
     "LocalContrast LD": lambda: LocalContrast(
         TinyUNet(), SIZE, VIEWS, stage="local", scale=1, local_pairs="LD", **PLACES
