@@ -18,7 +18,7 @@ import numpy as np
 from ssl3d.data.format import FEW_SLICES, LABELS
 from ssl3d.data.lru import LRU
 from ssl3d.data.order import VisitOrder
-from ssl3d.data.store import Store
+from ssl3d.data.source import Source
 from ssl3d.data.subjects import matching
 from ssl3d.regions import RegionSpec, Size3, size3
 from ssl3d.seeding import mix, numpy_generator
@@ -122,7 +122,7 @@ class SamplingPlan:
 
     def __init__(
         self,
-        stores: Sequence[Store],
+        stores: Sequence[Source],
         spec: RegionSpec,
         seed: int,
         *,
@@ -330,7 +330,7 @@ class SamplingPlan:
         return _Forest(trees, self._weights)
 
 
-def split_holdout(stores: Sequence[Store], share: float, seed: int) -> set[str]:
+def split_holdout(stores: Sequence[Source], share: float, seed: int) -> set[str]:
     """Subjects kept out of pre-training: round(share * subjects), at least one when share > 0.
 
     A subject's rank is a hash of (seed, subject), so that a store that grows keeps most of its held-out subjects.
