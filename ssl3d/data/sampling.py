@@ -11,6 +11,8 @@ import logging
 import math
 from bisect import bisect_right
 from collections.abc import Collection, Sequence
+from copy import copy
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -164,6 +166,12 @@ class SamplingPlan:
 
     def __repr__(self) -> str:
         return f"SamplingPlan({len(self.volumes)} volumes of {len(self.stores)} stores, seed {self.seed})"
+
+    def with_images(self) -> SamplingPlan:
+        """The same plan for who needs the images, also where the task makes its own and its regions have none."""
+        plan = copy(self)
+        plan.spec = replace(self.spec, images=True)
+        return plan
 
     def locate(self, volume: int) -> tuple[int, int]:
         """(store, row) of a volume number, as in `Sample.volume` and `RegionBatch.volume`."""

@@ -30,9 +30,13 @@ from ssl3d.data.write import channel_stats
 from ssl3d.regions import Size3
 from ssl3d.seeding import mix, numpy_generator
 from ssl3d.synth import BRIGHTEST, Look, Scene
+from ssl3d.synth.scene import SIDES
 
 NAME = "synthetic"
 VERSION = 1  # raised when the same number gives other voxels: a run must not be resumed on those
+SHAPES = (80, 160)  # of a volume, and
+RADII = (0.03, 0.3)  # of its edge: so many and so small that a crop of a third of the edge shows several
+LABELS = SHAPES[1] + SIDES
 SCALE = BRIGHTEST / 32000  # value of one stored step
 P_THICK, THICKEST = 0.5, 3.0  # volumes with thick slices along one axis, and their most, in mm; else 1 mm
 BLOCK = 32  # edge of the blocks that noise is drawn in
@@ -157,8 +161,11 @@ class SyntheticStore(Source):
             target[...] = (value / SCALE).round_().numpy()
 
     def _scene(self, row: int) -> Scene:
-        draw = numpy_generator(self.options.seed, "scene", row)
-        return self._scenes.get(row, lambda: Scene.draw(draw, self.spacing[row] * self.options.size))
+        return self._scenes.get(row, lambda: self._draw_scene(row))
+
+    def _draw_scene(self, row: int) -> Scene:
+        rng = numpy_generator(self.options.seed, "scene", row)
+        return Scene.draw(rng, self.spacing[row] * self.options.size, SHAPES, RADII)
 
     def _look(self, row: int, channel: int) -> tuple[Look, float]:
         """What a channel looks like, and the share of a voxel that each of its neighbours on an axis gets."""
@@ -167,7 +174,7 @@ class SyntheticStore(Source):
     def _draw_look(self, row: int, channel: int) -> tuple[Look, float]:
         rng = numpy_generator(self.options.seed, "look", row, channel)
         blur = rng.uniform(0, 0.25)
-        return Look.draw(rng, Scene.MOST_LABELS, self.spacing[row] * self.options.size), blur
+        return Look.draw(rng, LABELS, self.spacing[row] * self.options.size), blur
 
     def _axes(self, row: int, low: Sequence[int], high: Sequence[int]) -> list[np.ndarray]:
         """Coordinates (mm) of the centres of voxels [low, high) along z, y, x."""
@@ -201,9 +208,9 @@ class SyntheticStore(Source):
             white = torch.from_numpy(rng.standard_normal(tuple(label.shape), dtype=np.float32))
             value = self._look(row, channel)[0].paint(label, axes, white)
             stats.append(channel_stats(value.double().numpy()))
-        found = {int(k): places[np.argwhere(label.numpy() == k)].tolist() for k in label.unique() if k > 0}
-        kept = {k: points[: fmt.MAX_LABEL_COORDINATES] for k, points in found.items()}
-        return stats, LabelInfo(_classes(), None, kept)
+        found = {int(k): places[np.argwhere(label.numpy() == k)] for k in np.unique(label.numpy()) if k > 0}
+        spread = {k: points[:: -(-len(points) // fmt.MAX_LABEL_COORDINATES)].tolist() for k, points in found.items()}
+        return stats, LabelInfo(_classes(), None, spread)
 
 
 def open_source(path: str | Path) -> Source:
@@ -214,7 +221,7 @@ def open_source(path: str | Path) -> Source:
 
 
 def _classes() -> dict[int, str]:
-    return {0: "background"} | {k: f"shape {k}" for k in range(1, Scene.MOST_LABELS)}
+    return {0: "background"} | {k: f"shape {k}" for k in range(1, LABELS)}
 
 
 def _spacing(seed: int, row: int) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from ssl3d.synth.fields import SmoothField
 
 COUNT = (20, 40)  # shapes of a scene, as anatomix draws organs
+SIDES = 3  # labels that are no shapes: background, the body between the shapes, the wall
 P_BODY, P_RIM = 2 / 3, 1 / 2  # scenes with a body; bodies with a wall
 EXPONENTS = (2, 2, 4, 8)  # ellipsoids, and what lies between them and boxes
 RADII = (
@@ -66,18 +66,22 @@ class Scene:
     body: Superellipsoid | None = None
     wall: float | None = None
 
-    MOST_LABELS: ClassVar[int] = COUNT[1] + 3  # background, the body between the shapes, the shapes, the wall
-
     @classmethod
-    def draw(cls, rng: np.random.Generator, extent_mm: Sequence[float]) -> Scene:
-        """A scene of COUNT shapes over a box of `extent_mm` (z,y,x)."""
+    def draw(
+        cls,
+        rng: np.random.Generator,
+        extent_mm: Sequence[float],
+        count: tuple[int, int] = COUNT,
+        radii: tuple[float, float] = RADII,
+    ) -> Scene:
+        """A scene of `count` shapes over a box of `extent_mm` (z,y,x), of `radii` in edges of a cube of its volume."""
         extent = np.asarray(extent_mm, dtype=np.float64)
         edge = extent.prod() ** (1 / 3)
         shapes = []
-        for _ in range(rng.integers(COUNT[0], COUNT[1] + 1)):
-            radii = edge * np.exp(rng.uniform(np.log(RADII[0]), np.log(RADII[1]), 3))
+        for _ in range(rng.integers(count[0], count[1] + 1)):
+            own = edge * np.exp(rng.uniform(np.log(radii[0]), np.log(radii[1]), 3))
             exponent = int(rng.choice(EXPONENTS))
-            shapes.append(Superellipsoid(rng.uniform(0, extent), radii, _rotation(rng), exponent))
+            shapes.append(Superellipsoid(rng.uniform(0, extent), own, _rotation(rng), exponent))
         shapes.sort(key=lambda s: -float(s.radii.prod()))
         body = wall = None
         if rng.uniform() < P_BODY:
@@ -93,7 +97,7 @@ class Scene:
     @property
     def labels(self) -> int:
         """How many labels there are, background and those that happen to be hidden too."""
-        return len(self.shapes) + 3
+        return len(self.shapes) + SIDES
 
     def label(self, axes_mm: Sequence[np.ndarray], device: torch.device | str = "cpu") -> Tensor:
         """(D,H,W) int64: the label at all positions whose coordinates along z, y, x are `axes_mm` (ascending)."""
@@ -109,7 +113,8 @@ class Scene:
         margin = sum((bend.largest() for bend in self.bends), np.zeros(3))
         for number, blob in enumerate(self.shapes, start=2):
             box = _box(axes_mm, blob.centre, blob.reach_mm() + margin)
-            label[box].masked_fill_(blob.value([p[box] for p in points]) <= 1, number)
+            if label[box].numel():
+                label[box].masked_fill_(blob.value([p[box] for p in points]) <= 1, number)
         if self.body is not None:
             value = self.body.value(list(points))
             if self.wall is not None:

@@ -22,11 +22,12 @@ from ssl3d.models.projector import Projector
 from ssl3d.regions import RegionBatch, RegionSpec, Size3
 from ssl3d.seeding import device_generator, numpy_generator, torch_generators
 from ssl3d.synth import Look, Scene
-from ssl3d.synth.scene import compact
+from ssl3d.synth.scene import COUNT, SIDES, compact
 from ssl3d.tasks.grey import grey
 from ssl3d.tasks.masking import as_size3
 from ssl3d.tasks.task import PretextTask, check_takes
 
+MOST_LABELS = COUNT[1] + SIDES
 P_THICK, THICKEST = 0.5, 3.0  # label maps with thick slices along one axis, and how thick at most
 
 
@@ -116,7 +117,7 @@ class Synthesis(PretextTask):
             axes = positions(seed, self.input_size)
             scene = Scene.draw(numpy_generator(seed, "scene"), extent(axes))
             maps.append(compact(scene.label(axes, batch.image.device), scene.labels)[None])
-        return torch.stack(maps), batch.valid_mask(), [Scene.MOST_LABELS] * len(batch)
+        return torch.stack(maps), batch.valid_mask(), [MOST_LABELS] * len(batch)
 
     @torch.no_grad()
     def view(self, batch: RegionBatch, label: Tensor, valid: Tensor, counts: Sequence[int], number: int) -> Tensor:

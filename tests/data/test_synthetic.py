@@ -1,4 +1,4 @@
-"""`data.store=synthetic`: volumes from no data, the same for every worker, rank and box, and a source like any other."""
+"""`data.store=synthetic`: volumes from no data, the same for every worker and box, and a source like any other."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def same(a: RegionBatch, b: RegionBatch) -> bool:
     return all(equal(getattr(a, name), getattr(b, name)) for name in a.__dataclass_fields__)
 
 
-@pytest.mark.parametrize("backend", ["threads", "processes"])
+@pytest.mark.parametrize("backend", ["threads", pytest.param("processes", marks=pytest.mark.slow)])
 def test_workers_read_the_same_and_a_resume_goes_on(source, backend):
     plan = SamplingPlan([source], RegionSpec(SIZE, labels=True, labelled_share=0.5), seed=1)
     expected = list(islice(RegionLoader(plan, 4, workers=0), 3))

@@ -11,6 +11,7 @@ from ssl3d.losses.voxel_contrast import voxel_contrast
 from ssl3d.models.resnet import ResNet
 from ssl3d.models.vit import ViT
 from ssl3d.synth import Scene
+from ssl3d.synth.scene import COUNT, SIDES
 from ssl3d.tasks.synthesis import Synthesis, at_centres, compared_scales
 from ssl3d.testing.task import TaskTests
 from ssl3d.testing.toys import TinyUNet, make_batch
@@ -198,4 +199,4 @@ def test_a_scene_is_the_same_whatever_box_shows_it():
     axes = [np.arange(n) + 0.5 for n in (40, 60, 50)]
     whole = scene.label(axes)
     assert torch.equal(whole[5:20, 31:60, 7:9], scene.label([axes[0][5:20], axes[1][31:], axes[2][7:9]]))
-    assert whole.min() >= 0 and whole.max() < scene.labels <= Scene.MOST_LABELS
+    assert whole.min() >= 0 and whole.max() < scene.labels <= COUNT[1] + SIDES
