@@ -102,7 +102,7 @@ class Scene:
     def label(self, axes_mm: Sequence[np.ndarray], device: torch.device | str = "cpu") -> Tensor:
         """(D,H,W) int64: the label at all positions whose coordinates along z, y, x are `axes_mm` (ascending)."""
         label = torch.zeros([len(a) for a in axes_mm], dtype=torch.int64, device=device)
-        points = torch.zeros((3, *label.shape), device=device)
+        points = torch.zeros((3, *label.shape), dtype=torch.float32, device=device)
         for bend in self.bends:
             points += bend.on(axes_mm, device)
         for axis, a in enumerate(axes_mm):

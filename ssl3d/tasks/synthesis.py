@@ -123,13 +123,14 @@ class Synthesis(PretextTask):
     def view(self, batch: RegionBatch, label: Tensor, valid: Tensor, counts: Sequence[int], number: int) -> Tensor:
         """(B,C,D,H,W): the label maps in random contrasts, each channel in one of its own, with artefacts."""
         channels = batch.image.shape[1]
-        image = torch.empty((len(batch), channels, *self.input_size), device=label.device)
+        single = {"dtype": torch.float32, "device": label.device}  # whatever the precision of the run
+        image = torch.empty((len(batch), channels, *self.input_size), **single)
         for b, (seed, noise) in enumerate(zip(batch.seed.tolist(), torch_generators(batch.seed, "white", number))):
             axes = positions(seed, self.input_size)
             for channel in range(channels):
                 look = Look.draw(numpy_generator(seed, "look", number, channel), counts[b], extent(axes))
                 on_device = device_generator(image, noise)
-                white = torch.randn(self.input_size, generator=on_device, device=image.device)
+                white = torch.randn(self.input_size, generator=on_device, **single)
                 image[b, channel] = standardised(look.paint(label[b, 0], axes, white), valid[b, 0])
         for position, transform in enumerate(self.artefacts.intensity):
             transform.apply_(image, valid, batch.seed, position, number)
@@ -148,10 +149,11 @@ class Synthesis(PretextTask):
         Without replacement, in proportion to (number of cells of the label)^-balance: the least of exponential keys
         (Efraimidis and Spirakis, Information Processing Letters 2006).
         """
-        keys = torch.empty(label.shape, device=label.device)
+        single = {"dtype": torch.float32, "device": label.device}
+        keys = torch.empty(label.shape, **single)
         for b, generator in enumerate(torch_generators(seeds, "voxels", scale)):
             keys[b].exponential_(generator=device_generator(keys, generator))
-        counts = torch.zeros((len(label), labels), device=label.device).scatter_add_(1, label, valid.float())
+        counts = torch.zeros((len(label), labels), **single).scatter_add_(1, label, valid.to(torch.float32))
         weight = counts.gather(1, label).clamp(min=1) ** -self.balance
         keys = torch.where(valid, keys / weight, torch.inf)
         where = keys.topk(min(self.voxels, label.shape[1]), dim=1, largest=False).indices

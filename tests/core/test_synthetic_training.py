@@ -45,6 +45,7 @@ def test_other_synthetic_volumes_do_not_continue_a_run(tiny):
         train(tiny(f"data.store={STORE},seed=1", "run.steps=4"))
 
 
+@pytest.mark.slow
 def test_embeddings_are_watched_on_images_though_the_task_reads_none(tiny):
     recipe = tiny(f"data.store={STORE}", "run.steps=2", "run.collapse_every=2", "run.preview_every=2")
     run = train(load(recipe.to_dict() | {"task": SYNTHESIS}))
@@ -65,6 +66,7 @@ def test_a_store_without_labels_has_none_to_paint(tiny):
         train(load(recipe.to_dict() | {"task": SYNTHESIS | {"labels": "store"}}))
 
 
+@pytest.mark.slow
 def test_recipes_are_checked_without_data():
     assert "ssl3d.tasks.synthesis.Synthesis" in check("synthesis_resenc_s")
     assert "store: synthetic" in check("mae_resenc_s", ["data.store=synthetic"])
