@@ -13,7 +13,8 @@ import pandas as pd
 from ssl3d import config, leaks
 from ssl3d.config import ConfigError, Recipe
 from ssl3d.data.near import volume_table
-from ssl3d.data.store import Store, open_store
+from ssl3d.data.source import Source
+from ssl3d.data.store import open_store
 from ssl3d.data.subjects import matching
 from ssl3d.recipe import GuardedSuite
 from ssl3d.schema import MISSING
@@ -30,7 +31,7 @@ class Guarded:
     sentences: tuple[str, ...] = ()
 
 
-def guard(recipe: Recipe, stores: Sequence[Store], inherited: pd.DataFrame | None = None) -> Guarded:
+def guard(recipe: Recipe, stores: Sequence[Source], inherited: pd.DataFrame | None = None) -> Guarded:
     """Compare all volumes that would be trained on with the test volumes of every suite in `guard.suites`.
 
     `inherited`: what the weights that `model.init` names were trained on. A subject with one volume that leaks is left
@@ -110,7 +111,7 @@ def _refuse_inherited(init: str, found: leaks.Shared, names: str) -> None:
 
 
 def _kept(
-    stores: Sequence[Store], included: str | list[str] | None, excluded: str | list[str] | None, section: str
+    stores: Sequence[Source], included: str | list[str] | None, excluded: str | list[str] | None, section: str
 ) -> pd.DataFrame:
     """The volumes that include and exclude of a section leave."""
     include = config.subjects(included, f"{section}.include")

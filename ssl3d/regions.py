@@ -28,6 +28,7 @@ class RegionSpec:
     `group`: consecutive samples drawn together, from distinct volumes unless `same_volume`, always in one micro-batch
     of one rank. `same_modality`: the volumes of a group share their modality. `same_volume`: they are one volume, each
     sample with a place of its own in it.
+    `images`: False leaves the image all zeros, and nothing is read for it: for tasks that make their own.
     `labels`: the batch carries `label`; only labelled volumes are sampled.
     `labelled_share`: share of samples centred on a labelled class (drawn uniformly over the classes), for supervision.
     `labelled_slices`: {volume: (axis, slices)} that alone are annotated (None: all voxels are): classes are looked for
@@ -38,6 +39,7 @@ class RegionSpec:
     group: int = 1
     same_modality: bool = False
     same_volume: bool = False
+    images: bool = True
     labels: bool = False
     labelled_share: float = 0.0
     labelled_slices: Mapping[int, tuple[int, tuple[int, ...]]] | None = None

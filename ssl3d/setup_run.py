@@ -20,7 +20,8 @@ from ssl3d.data.loader import RegionLoader
 from ssl3d.data.near import volume_table
 from ssl3d.data.normalise import describe as describe_normalisation
 from ssl3d.data.sampling import SamplingPlan, split_holdout
-from ssl3d.data.store import Store, open_store
+from ssl3d.data.source import Source
+from ssl3d.data.synthetic import open_source
 from ssl3d.environment import environment
 from ssl3d.fabric import Fabric
 from ssl3d.guard import Guarded, guard
@@ -90,13 +91,13 @@ def refuse_other_recipe(folder: Path, before: Mapping[str, Any], recipe: Recipe)
             )  # fmt: skip
 
 
-def open_stores(recipe: Recipe) -> list[Store]:
+def open_stores(recipe: Recipe) -> list[Source]:
     """The stores of data.store. Raises FileNotFoundError naming the path."""
     paths = recipe.data.store if isinstance(recipe.data.store, list) else [recipe.data.store]
     weights = recipe.data.weights
     if weights is not None and len(weights) != len(paths):
         raise ConfigError([f"data.weights has {len(weights)} values for {len(paths)} store(s) in data.store"])
-    return [open_store(path) for path in paths]
+    return [open_source(path) for path in paths]
 
 
 @dataclass
@@ -115,7 +116,7 @@ class RunData:
 
     @classmethod
     def build(
-        cls, recipe: Recipe, stores: list[Store], objective: Objective, initial: Initial | None = None
+        cls, recipe: Recipe, stores: list[Source], objective: Objective, initial: Initial | None = None
     ) -> RunData:
         """Plans over the stores, less the excluded, leaking and held-out subjects; `initial`: what it starts from.
 

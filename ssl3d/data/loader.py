@@ -94,7 +94,7 @@ class RegionLoader:
         self.channels = 1 if channels == "one" else _common_channels(plan)
         self.target_names = _target_names(plan)
         self.cache = cache_for(cache_gb, local_ranks)
-        self._reader = RegionReader(plan.stores, plan.spec.size, channels == "one", self.cache)
+        self._reader = RegionReader(plan.stores, plan.spec.size, channels == "one", self.cache, plan.spec.images)
         self._described: LRU[int, dict[str, Any]] = LRU(DESCRIBED)
         self._iterators: list[Generator[RegionBatch]] = []
         # Enough samples ahead to keep every worker busy while one batch is consumed, and never fewer than two batches.

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from ssl3d.data.looks import MAX_FLIPS, NEAR, Looks
-from ssl3d.data.store import Store, open_store
+from ssl3d.data.source import Source
+from ssl3d.data.store import open_store
 from ssl3d.data.thumbnail_file import ThumbnailFile
 
 # What names a volume wherever it lies: enough to compare it, and to find its thumbnail while its store is where it was.
@@ -16,7 +17,7 @@ COLUMNS = ("fingerprint", "perceptual_hash", "subject", "volume", "store")
 _BLOCK = 1 << 22  # pairs of hashes compared at once
 
 
-def volume_table(store: Store, rows: np.ndarray | list[int]) -> pd.DataFrame:
+def volume_table(store: Source, rows: np.ndarray | list[int]) -> pd.DataFrame:
     """COLUMNS of chosen rows of a store; `store` is its path as it was opened."""
     names = {"fingerprint": "fingerprint", "perceptual_hash": "perceptual_hash", "subject": "subject", "volume": "id"}
     return pd.DataFrame({name: store.column(column)[rows] for name, column in names.items()} | {"store": store.path})

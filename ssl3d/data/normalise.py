@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ssl3d.data.format import CT_WINDOW
-from ssl3d.data.store import Store
+from ssl3d.data.source import Source
 
 KEYS = ("low", "high", "mean", "std")
 Normalise = str | Mapping[str, Any]
 
 
-def auto(store: Store, row: int) -> dict[str, list[float]]:
+def auto(store: Source, row: int) -> dict[str, list[float]]:
     """{"low", "high", "mean", "std"}: a list over the volume's channels, in physical units.
 
     CT: clipped to [-1000, 1000] HU, then the mean and std of all foreground voxels of the store after that clipping.
@@ -33,7 +33,7 @@ def auto(store: Store, row: int) -> dict[str, list[float]]:
     return numbers
 
 
-def resolve(normalise: Normalise, store: Store, row: int) -> dict[str, list[float]]:
+def resolve(normalise: Normalise, store: Source, row: int) -> dict[str, list[float]]:
     """The numbers of a volume under `data.normalise`.
 
     `normalise`: "auto"; {low, high, mean, std} for every channel of every volume; or {modality: either of them}.
@@ -76,7 +76,7 @@ def check(normalise: Normalise) -> None:
             raise ValueError(f"{prefix} needs low < high and std > 0")
 
 
-def describe(stores: Sequence[Store], normalise: Normalise) -> dict[str, Any]:
+def describe(stores: Sequence[Source], normalise: Normalise) -> dict[str, Any]:
     """What `normalise` means for these stores, in plain types: recorded in the run and in every export."""
     check(normalise)
     if normalise != "auto":

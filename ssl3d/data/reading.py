@@ -9,7 +9,7 @@ import numpy as np
 from ssl3d.data.cache import VoxelCache
 from ssl3d.data.format import LABELS, VALID, VOLUMES
 from ssl3d.data.sampling import Sample
-from ssl3d.data.store import Store
+from ssl3d.data.source import Source
 from ssl3d.regions import Size3
 from ssl3d.seeding import mix
 
@@ -18,13 +18,19 @@ class RegionReader:
     """Reads samples of `stores`; picklable, and opens nothing before its first read.
 
     `size` (D,H,W): voxels of a region. `one_channel`: each sample reads one channel, drawn from its seed.
-    `cache`: where decoded voxels are kept; None decodes anew for each sample.
+    `cache`: where decoded voxels are kept; None decodes anew for each sample. `images`: False makes images of zeros.
     """
 
     def __init__(
-        self, stores: Sequence[Store], size: Size3, one_channel: bool, cache: VoxelCache | None = None
+        self,
+        stores: Sequence[Source],
+        size: Size3,
+        one_channel: bool,
+        cache: VoxelCache | None = None,
+        images: bool = True,
     ) -> None:
         self.stores, self.size, self.one_channel, self.cache = list(stores), size, one_channel, cache
+        self.images = images
         self._shape = [s.column("shape").reshape(-1, 3) for s in self.stores]
         self._channels = [s.column("channels") for s in self.stores]
         self._has_valid = [s.column("has_valid").astype(bool) for s in self.stores]
@@ -47,7 +53,10 @@ class RegionReader:
         """
         store, row, start = self.stores[sample.store], sample.row, sample.start
         try:
-            store.read(row, start, self.size, VOLUMES, image, self.channel(sample), self.cache)
+            if self.images:
+                store.read(row, start, self.size, VOLUMES, image, self.channel(sample), self.cache)
+            else:
+                image[...] = 0
             if label is not None:
                 label[...] = store.read(row, start, self.size, LABELS, cache=self.cache)
             if valid is not None:

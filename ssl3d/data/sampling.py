@@ -11,6 +11,8 @@ import logging
 import math
 from bisect import bisect_right
 from collections.abc import Collection, Sequence
+from copy import copy
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +20,7 @@ import numpy as np
 from ssl3d.data.format import FEW_SLICES, LABELS
 from ssl3d.data.lru import LRU
 from ssl3d.data.order import VisitOrder
-from ssl3d.data.store import Store
+from ssl3d.data.source import Source
 from ssl3d.data.subjects import matching
 from ssl3d.regions import RegionSpec, Size3, size3
 from ssl3d.seeding import mix, numpy_generator
@@ -122,7 +124,7 @@ class SamplingPlan:
 
     def __init__(
         self,
-        stores: Sequence[Store],
+        stores: Sequence[Source],
         spec: RegionSpec,
         seed: int,
         *,
@@ -164,6 +166,12 @@ class SamplingPlan:
 
     def __repr__(self) -> str:
         return f"SamplingPlan({len(self.volumes)} volumes of {len(self.stores)} stores, seed {self.seed})"
+
+    def with_images(self) -> SamplingPlan:
+        """The same plan for who needs the images, also where the task makes its own and its regions have none."""
+        plan = copy(self)
+        plan.spec = replace(self.spec, images=True)
+        return plan
 
     def locate(self, volume: int) -> tuple[int, int]:
         """(store, row) of a volume number, as in `Sample.volume` and `RegionBatch.volume`."""
@@ -330,7 +338,7 @@ class SamplingPlan:
         return _Forest(trees, self._weights)
 
 
-def split_holdout(stores: Sequence[Store], share: float, seed: int) -> set[str]:
+def split_holdout(stores: Sequence[Source], share: float, seed: int) -> set[str]:
     """Subjects kept out of pre-training: round(share * subjects), at least one when share > 0.
 
     A subject's rank is a hash of (seed, subject), so that a store that grows keeps most of its held-out subjects.

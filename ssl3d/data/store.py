@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import json
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
 
 from ssl3d.data import format as fmt
 from ssl3d.data.cache import VoxelCache
 from ssl3d.data.format import LabelInfo, VolumeAttributes
-from ssl3d.data.index import METADATA, decode_index, read_index
+from ssl3d.data.index import METADATA, read_index
 from ssl3d.data.lru import LRU
 from ssl3d.data.objects import open_objects
 from ssl3d.data.shard import ShardedArray
+from ssl3d.data.source import Source
 from ssl3d.regions import Size3
 
 MAX_OPEN_VOLUMES = 512
 
 
-class Store:
+class Store(Source):
     """A read-only store: what the index says, and boxes of voxels.
 
     `path`: directory or fsspec URL. `direct`: decode shards ourselves; False reads through zarr-python. Rows
@@ -33,7 +31,6 @@ class Store:
     """
 
     def __init__(self, path: str | Path, direct: bool = True) -> None:
-        self.path = str(path)
         self._objects = open_objects(path)
         if not self._objects.exists(METADATA):
             raise FileNotFoundError(f"there is no ssl3d store at {path}: make one with ssl3d convert SOURCE {path}")
@@ -42,45 +39,10 @@ class Store:
         root = json.loads(self._objects.get(METADATA)).get("attributes", {})
         if root.get(fmt.FORMAT_KEY) != fmt.FORMAT_VERSION:
             raise ValueError(f"{path} is not an ssl3d store of version {fmt.FORMAT_VERSION}: convert its sources again")
-        self.statistics: dict[str, dict[str, float]] = root.get("statistics", {})
+        super().__init__(str(path), read_index(self._objects).combine_chunks(), root.get("statistics", {}))
         self.direct = direct
-        self.table: pa.Table = read_index(self._objects).combine_chunks()
         self._arrays: LRU[tuple[int, str], Any] = LRU(MAX_OPEN_VOLUMES)
         self._air: dict[int, np.ndarray] = {}
-
-    def __len__(self) -> int:
-        return self.table.num_rows
-
-    def __repr__(self) -> str:
-        return f"Store({self.path!r}, {len(self)} volumes)"
-
-    @cached_property
-    def index(self) -> pd.DataFrame:
-        """The index, columns of `format.INDEX_COLUMNS`, lists and json decoded. Slow (seconds) at 100,000 volumes."""
-        return decode_index(self.table)
-
-    def column(self, name: str) -> np.ndarray:
-        """One index column as a numpy array: (n,) for scalars, (n, k) for lists of equal length, else (n,) objects."""
-        values = self.table[name].combine_chunks()
-        if isinstance(values, pa.ChunkedArray):
-            values = values.chunk(0) if values.num_chunks else pa.array([], type=values.type)
-        if not pa.types.is_list(values.type):
-            return values.to_numpy(zero_copy_only=False)
-        lengths = np.diff(values.offsets.to_numpy())
-        if len(lengths) and (lengths == lengths[0]).all():
-            return values.flatten().to_numpy(zero_copy_only=False).reshape(len(lengths), lengths[0])
-        ragged = np.empty(len(lengths), dtype=object)
-        ragged[:] = values.to_pylist()
-        return ragged
-
-    def cell(self, name: str, row: int) -> Any:
-        """One index entry, lists and json decoded."""
-        value = self.table[name][row].as_py()
-        return json.loads(value) if fmt.INDEX_COLUMNS[name] == "json" else value
-
-    def volume_id(self, row: int) -> str:
-        """The id of a row."""
-        return self.table["id"][row].as_py()
 
     def attributes(self, row: int) -> VolumeAttributes:
         """All attributes of a volume, from its array (the truth). Raises ValueError naming the volume."""

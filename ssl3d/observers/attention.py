@@ -33,7 +33,7 @@ class Attention:
 
     def observe(self, training: Training) -> Mapping[str, float]:
         group = training.objective.region.group
-        with training.data.reader(training.data.plan) as reader:
+        with training.data.reader(training.data.plan.with_images()) as reader:
             batch = training.to_device(reader.read(range(group)))
         batch, _ = centre_crop(batch, training.objective.input_size)
         return summary(entropies(training.objective.backbone, batch.image[:1]))

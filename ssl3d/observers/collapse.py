@@ -32,7 +32,7 @@ class Collapse:
     def observe(self, training: Training) -> Mapping[str, float]:
         embeddings, group = [], training.objective.region.group
         size = max(group, min(training.micro_batch, REGIONS) // group * group)
-        with training.data.reader(training.data.plan) as reader:
+        with training.data.reader(training.data.plan.with_images()) as reader:
             for first in range(0, REGIONS, size):
                 batch = training.to_device(reader.read(range(first, first + size)))
                 batch, _ = centre_crop(batch, training.objective.input_size)

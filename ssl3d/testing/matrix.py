@@ -100,6 +100,7 @@ def task_node(cls: type, backbone: Backbone) -> dict[str, Any]:
         "SimMIM": {"patch_size": size, "mask_block": block},
         "SparseMAE": {"patch_size": size, "mask_block": block},
         "SwinUNETRPretext": {"patch_size": (size[0], size[2], size[2]), "out_dim": 8},
+        "Synthesis": {"patch_size": size, "voxels": 64} | heads,
         "VICReg": {"patch_size": size, "augment": VIEWS, "hidden_dim": 16, "out_dim": 8},
         "VoCo": {"crop_size": size, "grid": [1, 2, 1], "hidden_dim": 16},
         "VolumeFusion": {"patch_size": size, "smallest": 2, "largest": 6},

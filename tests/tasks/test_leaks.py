@@ -26,7 +26,10 @@ from ssl3d.testing.toys import TinyUNet, make_batch
 
 # What hides no voxels that it then asks for (JEPA asks for features: test_jepa.py; the tasks of a Combined are tested
 # alone). A new task belongs here or must pass below.
-UNMASKED = {"Combined", "JEPA", "LeJEPA", "LocalContrast", "ModelsGenesis", "SimCLR", "VICReg", "VoCo", "VolumeFusion"}
+UNMASKED = {
+    "Combined", "JEPA", "LeJEPA", "LocalContrast", "ModelsGenesis", "SimCLR", "Synthesis", "VICReg", "VoCo",
+    "VolumeFusion",
+}  # fmt: skip
 MASKED = [task for task in task_classes() if task.__name__ not in UNMASKED]
 PAIRS = [(task, family) for task in MASKED for family in backbone_classes()]
 STRATEGIES = [RandomBlocks(), Tube(0), Tube(1), ForegroundBlocks(), MultiScale(), Supervoxels(count=6)]

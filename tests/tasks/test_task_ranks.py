@@ -27,6 +27,7 @@ from ssl3d.tasks.simclr import SimCLR
 from ssl3d.tasks.simmim import SimMIM
 from ssl3d.tasks.sparse_mae import SparseMAE
 from ssl3d.tasks.swin_unetr_pretext import SwinUNETRPretext
+from ssl3d.tasks.synthesis import Synthesis
 from ssl3d.tasks.task import PretextTask
 from ssl3d.tasks.vicreg import VICReg
 from ssl3d.tasks.voco import VoCo
@@ -60,6 +61,7 @@ TASKS: dict[str, Callable[[], PretextTask]] = {
     "ModelsGenesis": lambda: ModelsGenesis(TinyUNet(), SIZE),
     "SimCLR": lambda: SimCLR(TinyUNet(), SIZE, VIEWS, hidden_dim=16, out_dim=8),
     "SwinUNETRPretext": lambda: SwinUNETRPretext(TinyUNet(), SIZE, TURNED, rotations=2, out_dim=8),
+    "Synthesis": lambda: Synthesis(TinyUNet(), SIZE, voxels=64, hidden_dim=16, out_dim=8),
     "VICReg": lambda: VICReg(TinyUNet(), SIZE, VIEWS, hidden_dim=16, out_dim=8),
     "Combined by uncertainty": lambda: combined("uncertainty"),
     "Combined by gradient norm": lambda: combined("gradient_norm"),
