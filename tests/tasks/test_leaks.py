@@ -25,7 +25,9 @@ from ssl3d.testing.matrix import SMALL_MODELS, backbone_classes, small_backbone,
 from ssl3d.testing.toys import TinyUNet, make_batch
 
 # What hides nothing that it then asks for. A new task belongs here or must pass below.
-UNMASKED = {"LocalContrast", "ModelsGenesis", "SimCLR", "VICReg", "VoCo", "VolumeFusion"}
+UNMASKED = {
+    "GraphMatching", "LocalContrast", "ModelsGenesis", "SimCLR", "VICReg", "VoCo", "VolumeFusion",
+}  # fmt: skip
 MASKED = [task for task in task_classes() if task.__name__ not in UNMASKED]
 PAIRS = [(task, family) for task in MASKED for family in backbone_classes()]
 STRATEGIES = [RandomBlocks(), Tube(0), Tube(1), ForegroundBlocks(), MultiScale(), Supervoxels(count=6)]

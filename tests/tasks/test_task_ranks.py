@@ -15,6 +15,7 @@ from ssl3d.augment import Compose, GaussianNoise, SpatialTransform
 from ssl3d.models.resenc import ResEncUNet
 from ssl3d.models.vit import ViT
 from ssl3d.regions import RegionBatch
+from ssl3d.tasks.graph_matching import GraphMatching
 from ssl3d.tasks.hi_end_mae import HiEndMAE
 from ssl3d.tasks.local_contrast import LocalContrast
 from ssl3d.tasks.mae import MAE
@@ -46,6 +47,7 @@ TASKS: dict[str, Callable[[], PretextTask]] = {
     "ModelsGenesis": lambda: ModelsGenesis(TinyUNet(), SIZE),
     "SimCLR": lambda: SimCLR(TinyUNet(), SIZE, VIEWS, hidden_dim=16, out_dim=8),
     "SwinUNETRPretext": lambda: SwinUNETRPretext(TinyUNet(), SIZE, TURNED, rotations=2, out_dim=8),
+    "GraphMatching": lambda: GraphMatching(TinyUNet(), SIZE, VIEWS, neighbours=2, hidden_dim=16, out_dim=8),
     "VICReg": lambda: VICReg(TinyUNet(), SIZE, VIEWS, hidden_dim=16, out_dim=8),
     "LocalContrast": lambda: LocalContrast(TinyUNet(), SIZE, VIEWS, scale=0, sigma=0.05, **PLACES),
     "LocalContrast LD": lambda: LocalContrast(
