@@ -66,7 +66,7 @@ def edge_support(matching: Tensor, first: Tensor, second: Tensor, neighbours: in
 def assignment_score(
     matching: Tensor, vertex: Tensor, first: Tensor, second: Tensor, neighbours: int, edge_weight: float
 ) -> Tensor:
-    """The quadratic assignment's objective of a matching (N,N): matched vertices, and pairs of matched edges, once each."""
+    """The quadratic assignment's objective of a matching (N,N): matched vertices and, once each, matched edges."""
     support = edge_support(matching, first, second, neighbours)
     return (matching * (vertex + edge_weight / 2 * support)).sum()
 

@@ -89,6 +89,7 @@ def task_node(cls: type, backbone: Backbone) -> dict[str, Any]:
     block = backbone.patch_size if isinstance(backbone, MaskableBackbone) else tuple(max(1, n // 4) for n in size)
     heads = {"hidden_dim": 16, "out_dim": 8}
     values: dict[str, dict[str, Any]] = {
+        "CUTS": {"patch_size": size, "local_patch": 3, "anchors": 8, "out_dim": 8},
         "GraphMatching": {"patch_size": size, "augment": VIEWS, "cells": 2, "hidden_dim": 16, "out_dim": 8},
         "HiEndMAE": {"patch_size": size, "decoder_dim": 32, "decoder_heads": 2, "decoder_depth": 1},
         "LocalContrast": {"patch_size": size, "augment": VIEWS, "scale": 0, "count": 8, "region": 1} | heads,

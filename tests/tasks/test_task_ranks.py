@@ -15,6 +15,7 @@ from ssl3d.augment import Compose, GaussianNoise, SpatialTransform
 from ssl3d.models.resenc import ResEncUNet
 from ssl3d.models.vit import ViT
 from ssl3d.regions import RegionBatch
+from ssl3d.tasks.cuts import CUTS
 from ssl3d.tasks.graph_matching import GraphMatching
 from ssl3d.tasks.hi_end_mae import HiEndMAE
 from ssl3d.tasks.local_contrast import LocalContrast
@@ -47,6 +48,7 @@ TASKS: dict[str, Callable[[], PretextTask]] = {
     "ModelsGenesis": lambda: ModelsGenesis(TinyUNet(), SIZE),
     "SimCLR": lambda: SimCLR(TinyUNet(), SIZE, VIEWS, hidden_dim=16, out_dim=8),
     "SwinUNETRPretext": lambda: SwinUNETRPretext(TinyUNet(), SIZE, TURNED, rotations=2, out_dim=8),
+    "CUTS": lambda: CUTS(TinyUNet(), SIZE, local_patch=3, contrast_weight=0.5, augment=VIEWS, out_dim=8),
     "GraphMatching": lambda: GraphMatching(TinyUNet(), SIZE, VIEWS, neighbours=2, hidden_dim=16, out_dim=8),
     "VICReg": lambda: VICReg(TinyUNet(), SIZE, VIEWS, hidden_dim=16, out_dim=8),
     "LocalContrast": lambda: LocalContrast(TinyUNet(), SIZE, VIEWS, scale=0, sigma=0.05, **PLACES),
