@@ -1,8 +1,8 @@
 """CUTS: within one image, a patch is like a similar one near to it and unlike the others; and it can be drawn again.
 
 Source: Liu et al., "CUTS: a deep learning and topological framework for multigranular unsupervised medical image
-segmentation", MICCAI 2024, arXiv 2209.11359, on 2D images. Ours differs: places, distances and patches are 3D and in
-millimetres, features come from the decoder of any backbone, and what is compared lies in one image.
+segmentation", MICCAI 2024, arXiv 2209.11359, on 2D images. Ours differs: patches are 3D and distances in millimetres,
+features come from the decoder of any backbone, and every anchor has a cost of its own.
 """
 
 from __future__ import annotations

@@ -92,6 +92,9 @@ def task_node(cls: type, backbone: Backbone) -> dict[str, Any]:
         "CUTS": {"patch_size": size, "local_patch": 3, "anchors": 8, "out_dim": 8},
         "GraphMatching": {"patch_size": size, "augment": VIEWS, "cells": 2, "hidden_dim": 16, "out_dim": 8},
         "HiEndMAE": {"patch_size": size, "decoder_dim": 32, "decoder_heads": 2, "decoder_depth": 1},
+        "JointClustering": {
+            "crop_size": size, "augment": VIEWS, "slices": 2, "prototypes": 4, "depth": 1, "heads": 2,
+        } | heads,
         "LocalContrast": {"patch_size": size, "augment": VIEWS, "scale": 0, "count": 8, "region": 1} | heads,
         "MAE": {"patch_size": size, "mask_block": block, "decoder_dim": 32, "decoder_depth": 1},
         "ModelsGenesis": {"patch_size": size},
@@ -103,7 +106,7 @@ def task_node(cls: type, backbone: Backbone) -> dict[str, Any]:
         "VICReg": {"patch_size": size, "augment": VIEWS, "hidden_dim": 16, "out_dim": 8},
         "VoCo": {"crop_size": size, "grid": [1, 2, 1], "hidden_dim": 16},
         "VolumeFusion": {"patch_size": size, "smallest": 2, "largest": 6},
-    }
+    }  # fmt: skip
     if not backbone.decoder_channels:  # the forms of these tasks that need none
         values["LocalContrast"] |= {"stage": "global"}
         values["PositionRegression"] |= {"target": "crop", "mask_share": 0.0}

@@ -26,7 +26,8 @@ from ssl3d.testing.toys import TinyUNet, make_batch
 
 # What hides nothing that it then asks for. A new task belongs here or must pass below.
 UNMASKED = {
-    "CUTS", "GraphMatching", "LocalContrast", "ModelsGenesis", "SimCLR", "VICReg", "VoCo", "VolumeFusion",
+    "CUTS", "GraphMatching", "JointClustering", "LocalContrast", "ModelsGenesis", "SimCLR", "VICReg", "VoCo",
+    "VolumeFusion",
 }  # fmt: skip
 MASKED = [task for task in task_classes() if task.__name__ not in UNMASKED]
 PAIRS = [(task, family) for task in MASKED for family in backbone_classes()]

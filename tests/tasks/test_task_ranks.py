@@ -18,6 +18,7 @@ from ssl3d.regions import RegionBatch
 from ssl3d.tasks.cuts import CUTS
 from ssl3d.tasks.graph_matching import GraphMatching
 from ssl3d.tasks.hi_end_mae import HiEndMAE
+from ssl3d.tasks.joint_clustering import JointClustering
 from ssl3d.tasks.local_contrast import LocalContrast
 from ssl3d.tasks.mae import MAE
 from ssl3d.tasks.models_genesis import ModelsGenesis
@@ -50,6 +51,9 @@ TASKS: dict[str, Callable[[], PretextTask]] = {
     "SwinUNETRPretext": lambda: SwinUNETRPretext(TinyUNet(), SIZE, TURNED, rotations=2, out_dim=8),
     "CUTS": lambda: CUTS(TinyUNet(), SIZE, local_patch=3, contrast_weight=0.5, augment=VIEWS, out_dim=8),
     "GraphMatching": lambda: GraphMatching(TinyUNet(), SIZE, VIEWS, neighbours=2, hidden_dim=16, out_dim=8),
+    "JointClustering": lambda: JointClustering(
+        TinyUNet(), (4, 8, 12), VIEWS, slices=3, prototypes=6, depth=1, heads=2, hidden_dim=16, out_dim=8
+    ),
     "VICReg": lambda: VICReg(TinyUNet(), SIZE, VIEWS, hidden_dim=16, out_dim=8),
     "LocalContrast": lambda: LocalContrast(TinyUNet(), SIZE, VIEWS, scale=0, sigma=0.05, **PLACES),
     "LocalContrast LD": lambda: LocalContrast(
