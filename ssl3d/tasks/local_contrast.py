@@ -7,7 +7,6 @@ are matched through the geometry of really moved views, and the scans of all ran
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -20,12 +19,12 @@ from ssl3d.losses.dense import wide
 from ssl3d.losses.gather import gather, world_size
 from ssl3d.models.backbone import Backbone
 from ssl3d.models.projector import Projector
-from ssl3d.regions import Geometry, RegionBatch, RegionSpec, Size3
+from ssl3d.regions import Geometry, RegionBatch, RegionSpec
 from ssl3d.tasks.marks import pictures
 from ssl3d.tasks.masking import as_size3
 from ssl3d.tasks.matched_points import MatchedPoints, PointSampler, features_at
 from ssl3d.tasks.task import PretextTask, check_takes
-from ssl3d.tasks.tokens import freeze_all_but
+from ssl3d.tasks.tokens import decoder_parameter_names, freeze_all_but
 
 
 class LocalContrast(PretextTask):
@@ -214,15 +213,6 @@ def check_values(positive: Mapping[str, float], at_least: Mapping[str, tuple[flo
             raise ValueError(f"{key}={value}: at least {low}")
     if region < 1 or region % 2 == 0:
         raise ValueError(f"region={region}: cells on an edge around a centre, so odd: 1 or 3")
-
-
-def decoder_parameter_names(backbone: Backbone, size: Size3, down_to: int) -> set[str]:
-    """Names of the parameters that `decode(encode(x), down_to)[0]` depends on; decoder scales above it are not run."""
-    shapes = copy.deepcopy(backbone).to("meta").requires_grad_(True)  # shapes alone: no arithmetic is done
-    with torch.enable_grad():  # a task may be built where no gradients are wanted
-        features = shapes.encode(torch.empty((2, backbone.in_channels, *size), device="meta"))
-        shapes.decode(features, down_to)[0].sum().backward()
-    return {name for name, parameter in shapes.named_parameters() if parameter.grad is not None}
 
 
 def normalised(batch: RegionBatch, points: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Collection
 
@@ -17,6 +18,15 @@ def freeze_all_but(backbone: Backbone, trained: Collection[str]) -> None:
     """Mark the parameters that are not in `trained` as not trained: DDP would wait for their gradients for ever."""
     for name, parameter in backbone.named_parameters():
         parameter.requires_grad_(name in trained)
+
+
+def decoder_parameter_names(backbone: Backbone, size: Size3, down_to: int) -> set[str]:
+    """Names of the parameters that `decode(encode(x), down_to)[0]` depends on; decoder scales above it are not run."""
+    shapes = copy.deepcopy(backbone).to("meta").requires_grad_(True)  # shapes alone: no arithmetic is done
+    with torch.enable_grad():  # a task may be built where no gradients are wanted
+        features = shapes.encode(torch.empty((2, backbone.in_channels, *size), device="meta"))
+        shapes.decode(features, down_to)[0].sum().backward()
+    return {name for name, parameter in shapes.named_parameters() if parameter.grad is not None}
 
 
 def check_whole_tokens(block: Size3, token: Size3, size: Size3) -> None:

@@ -1,4 +1,4 @@
-"""What SimCLR and VICReg share: two augmented views of every sample, embedded by the backbone and a projector."""
+"""What SimCLR, VICReg and GraphMatching share: two augmented views of every sample, through backbone and projector."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ssl3d.tasks.tokens import freeze_all_but
 
 
 class TwoViews(PretextTask):
-    """Draws two views of each sample and embeds both; subclasses write `compare`.
+    """Draws two views of each sample and embeds both; subclasses write `compare`, or `scores` where they need more.
 
     `augment` must differ from one view to the next: give its SpatialTransform a `shift`, so that views are crops of
     their own. The backbone's decoder is not trained.
@@ -52,21 +52,25 @@ class TwoViews(PretextTask):
         self.projector = Projector(backbone.pool_channels, hidden_dim, out_dim, layers)
 
     def forward(self, batch: RegionBatch, preview: bool = False) -> dict[str, Tensor]:
-        """Normalised batch -> loss, `similarity` (mean cosine of the two views), `valid_share`."""
+        """Normalised batch -> what `scores` says, and `valid_share`; with `preview` also a slice of both views."""
         views = [self.augment(batch, self.input_size, view)[0] for view in (0, 1)]
         # One pass for both views: half the launches, and the same statistics for both in networks that keep any.
-        images = torch.cat([view.image for view in views])
-        embedded = wide(self.projector(self.backbone.pool(self.backbone.encode(images))))
-        first, second = (gather(half.contiguous()) for half in embedded.chunk(2))
-        with torch.autocast(embedded.device.type, enabled=False):
-            loss = self.compare(first, second)
-            similarity = torch.cosine_similarity(first.detach(), second.detach()).mean()
-        valid = torch.cat([view.valid_mask() for view in views]).float().mean()
-        result = {"loss": loss, "similarity": similarity, "valid_share": valid}
+        features = self.backbone.encode(torch.cat([view.image for view in views]))
+        result = self.scores(views, features)
+        result["valid_share"] = torch.cat([view.valid_mask() for view in views]).float().mean()
         if preview:
             for name, view in zip(("first", "second"), views):
                 result[f"preview/{name}"] = grey(view.image[:, 0, view.size[0] // 2])
         return result
+
+    def scores(self, views: list[RegionBatch], features: list[Tensor]) -> dict[str, Tensor]:
+        """Encoder features of both views, the first view's samples first -> loss, `similarity` (mean cosine)."""
+        embedded = wide(self.projector(self.backbone.pool(features)))
+        first, second = (gather(half.contiguous()) for half in embedded.chunk(2))
+        with torch.autocast(embedded.device.type, enabled=False):
+            loss = self.compare(first, second)
+            similarity = torch.cosine_similarity(first.detach(), second.detach()).mean()
+        return {"loss": loss, "similarity": similarity}
 
     def compare(self, first: Tensor, second: Tensor) -> Tensor:
         """Embeddings (B, out_dim) of the two views, of all ranks -> loss."""

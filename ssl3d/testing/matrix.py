@@ -89,9 +89,14 @@ def task_node(cls: type, backbone: Backbone) -> dict[str, Any]:
     block = backbone.patch_size if isinstance(backbone, MaskableBackbone) else tuple(max(1, n // 4) for n in size)
     heads = {"hidden_dim": 16, "out_dim": 8}
     values: dict[str, dict[str, Any]] = {
+        "CUTS": {"patch_size": size, "local_patch": 3, "anchors": 8, "out_dim": 8},
+        "GraphMatching": {"patch_size": size, "augment": VIEWS, "cells": 2, "hidden_dim": 16, "out_dim": 8},
         "HiEndMAE": {"patch_size": size, "decoder_dim": 32, "decoder_heads": 2, "decoder_depth": 1},
         "JEPA": {"patch_size": size, "target_scale": (0.2, 0.5), "predictor_dim": 32, "predictor_depth": 1},
         "LeJEPA": {"patch_size": size, "augment": VIEWS, "directions": 16} | heads,
+        "JointClustering": {
+            "crop_size": size, "augment": VIEWS, "slices": 2, "prototypes": 4, "depth": 1, "heads": 2,
+        } | heads,
         "LocalContrast": {"patch_size": size, "augment": VIEWS, "scale": 0, "count": 8, "region": 1} | heads,
         "MAE": {"patch_size": size, "mask_block": block, "decoder_dim": 32, "decoder_depth": 1},
         "ModelsGenesis": {"patch_size": size},
@@ -104,7 +109,7 @@ def task_node(cls: type, backbone: Backbone) -> dict[str, Any]:
         "VICReg": {"patch_size": size, "augment": VIEWS, "hidden_dim": 16, "out_dim": 8},
         "VoCo": {"crop_size": size, "grid": [1, 2, 1], "hidden_dim": 16},
         "VolumeFusion": {"patch_size": size, "smallest": 2, "largest": 6},
-    }
+    }  # fmt: skip
     if cls.__name__ == "Combined":
         found = {task.__name__: task for task in task_classes()}
         names = ("MAE" if backbone.decoder_channels else "SimCLR", "LocalContrast")

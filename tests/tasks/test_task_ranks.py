@@ -16,8 +16,11 @@ from ssl3d.models.resenc import ResEncUNet
 from ssl3d.models.vit import ViT
 from ssl3d.regions import RegionBatch
 from ssl3d.tasks.combined import Combined, WeightedTask
+from ssl3d.tasks.cuts import CUTS
+from ssl3d.tasks.graph_matching import GraphMatching
 from ssl3d.tasks.hi_end_mae import HiEndMAE
 from ssl3d.tasks.jepa import JEPA
+from ssl3d.tasks.joint_clustering import JointClustering
 from ssl3d.tasks.lejepa import LeJEPA
 from ssl3d.tasks.local_contrast import LocalContrast
 from ssl3d.tasks.mae import MAE
@@ -62,6 +65,11 @@ TASKS: dict[str, Callable[[], PretextTask]] = {
     "SimCLR": lambda: SimCLR(TinyUNet(), SIZE, VIEWS, hidden_dim=16, out_dim=8),
     "SwinUNETRPretext": lambda: SwinUNETRPretext(TinyUNet(), SIZE, TURNED, rotations=2, out_dim=8),
     "Synthesis": lambda: Synthesis(TinyUNet(), SIZE, voxels=64, hidden_dim=16, out_dim=8),
+    "CUTS": lambda: CUTS(TinyUNet(), SIZE, local_patch=3, contrast_weight=0.5, augment=VIEWS, out_dim=8),
+    "GraphMatching": lambda: GraphMatching(TinyUNet(), SIZE, VIEWS, neighbours=2, hidden_dim=16, out_dim=8),
+    "JointClustering": lambda: JointClustering(
+        TinyUNet(), (4, 8, 12), VIEWS, slices=3, prototypes=6, depth=1, heads=2, hidden_dim=16, out_dim=8
+    ),
     "VICReg": lambda: VICReg(TinyUNet(), SIZE, VIEWS, hidden_dim=16, out_dim=8),
     "Combined by uncertainty": lambda: combined("uncertainty"),
     "Combined by gradient norm": lambda: combined("gradient_norm"),

@@ -1,0 +1,46 @@
+"""Assignments to prototypes: balanced codes, and the cross-entropy of predicting them.
+
+Source: Caron et al., "Unsupervised learning of visual features by contrasting cluster assignments" (SwAV), NeurIPS
+2020; its Sinkhorn iterations are lightly's. Scores are cosines with the prototypes, in at least float32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ssl3d.losses.gather import gather, rank
+
+LEAST_EPSILON = 0.03  # below it the exponentials of the lowest cosines vanish in float32
+
+
+@torch.no_grad()
+def balanced_codes(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+    """Scores (R,K) of this rank's rows -> their codes (R,K): rows sum to 1, prototypes have equal shares of all ranks'.
+
+    `epsilon`: the smaller, the surer the codes. Every rank must give as many rows.
+    """
+    from lightly.loss.swav_loss import sinkhorn  # a second of imports that few methods need
+
+    everyone = gather(scores.detach().contiguous())
+    codes = sinkhorn(everyone - everyone.amax(), iterations=iterations, epsilon=epsilon)  # no exponential overflows
+    return codes[rank() * len(scores) : (rank() + 1) * len(scores)]
+
+
+def assignment_cost(scores: Tensor, codes: Tensor, temperature: float) -> Tensor:
+    """Scores (...,K) and the codes (...,K) they should predict -> (...): cross-entropy."""
+    return -(codes * (scores / temperature).log_softmax(-1)).sum(-1)
+
+
+def mean_of_costs(costs: Tensor, where: Tensor) -> Tensor:
+    """(B,S) and (B,S) bool -> the mean over samples of each one's mean over `where`; a sample without any costs 0.
+
+    All samples count, so that the mean over ranks is that over all their samples.
+    """
+    return (torch.where(where, costs, 0).sum(1) / where.sum(1).clamp(min=1)).mean()
+
+
+def mean_where(values: Tensor, where: Tensor) -> Tensor:
+    """(B,S,K) and (B,S) bool -> (B,K): mean over the rows `where`; 0 where there is none."""
+    weight = where[..., None].to(values.dtype)
+    return (values * weight).sum(1) / weight.sum(1).clamp(min=1)
