@@ -88,7 +88,9 @@ def task_node(cls: type, backbone: Backbone) -> dict[str, Any]:
     size = small_size(backbone)
     block = backbone.patch_size if isinstance(backbone, MaskableBackbone) else tuple(max(1, n // 4) for n in size)
     heads = {"hidden_dim": 16, "out_dim": 8}
+    crops = {"local_crops": 1, "hidden_dim": 16, "bottleneck_dim": 8, "prototypes": 2}
     values: dict[str, dict[str, Any]] = {
+        "DINO": {"global_size": size, "local_size": size, "global_augment": VIEWS, "local_augment": VIEWS} | crops,
         "HiEndMAE": {"patch_size": size, "decoder_dim": 32, "decoder_heads": 2, "decoder_depth": 1},
         "LocalContrast": {"patch_size": size, "augment": VIEWS, "scale": 0, "count": 8, "region": 1} | heads,
         "MAE": {"patch_size": size, "mask_block": block, "decoder_dim": 32, "decoder_depth": 1},
@@ -102,6 +104,8 @@ def task_node(cls: type, backbone: Backbone) -> dict[str, Any]:
         "VoCo": {"crop_size": size, "grid": [1, 2, 1], "hidden_dim": 16},
         "VolumeFusion": {"patch_size": size, "smallest": 2, "largest": 6},
     }
+    if not isinstance(backbone, TokenBackbone):
+        values["DINO"] |= {"ibot_weight": 0.0}
     if not backbone.decoder_channels:  # the forms of these tasks that need none
         values["LocalContrast"] |= {"stage": "global"}
         values["PositionRegression"] |= {"target": "crop", "mask_share": 0.0}
@@ -142,7 +146,8 @@ def page() -> str:
     notes = [f"{number}. {reason}" for number, reason in enumerate(reasons, start=1)]
     head = "# Which task works with which backbone\n\nMade by `python -m ssl3d.testing.matrix`; a test compares. On a "
     head += "network without a decoder (ResNet)\nLocalContrast contrasts whole crops alone (`stage: global`), and "
-    head += "PositionRegression tells where the crop lies (`target: crop`)."
+    head += "PositionRegression tells where the crop lies (`target: crop`). "
+    head += "Where there are\nno tokens to hide, DINO is without iBOT (`ibot_weight: 0`)."
     return "\n".join([head, "", *lines, "", "What `ssl3d check` says of the others:", "", *notes, ""])
 
 
