@@ -3,7 +3,7 @@
 Sources: Caron et al., "Unsupervised learning of visual features by contrasting cluster assignments" (SwAV), NeurIPS
 2020, section 3.1 (Sinkhorn-Knopp); Caron et al., "Emerging properties in self-supervised vision transformers" (DINO),
 ICCV 2021, section 3.1 (centre); Oquab et al. (DINOv2), arXiv 2304.07193, section 4 (Sinkhorn-Knopp for both heads).
-Published code calls collectives without asking for a process group, and so dies on one process; ours needs none there.
+Published code calls collectives whether or not there is a process group, and dies on one process; ours does not.
 """
 
 from __future__ import annotations
@@ -24,20 +24,22 @@ def sinkhorn(logits: Tensor, temperature: float | Tensor, iterations: int = 3, w
     """This rank's logits (N,K) -> (N,K): each sample's shares of the K prototypes, which sum to 1.
 
     Over the samples of all ranks (N may differ between them, and be 0) every prototype gets about as much as any other.
+    Sums of exponentials are taken through their logarithm, so that any temperature is safe.
     `weight` (N,), 0 or 1: samples of weight 0 take no part, and get shares of 0.
     """
-    scaled = wide(logits) / temperature
-    least = torch.finfo(scaled.dtype).min
-    top = scaled.amax() if len(scaled) else scaled.new_full((), least)
-    # One number for all samples: it changes nothing, and no exponential overflows.
-    shares = (scaled - gather(top.view(1)).amax()).exp()
-    if weight is not None:
-        shares = shares * weight.to(shares.dtype)[:, None]
-    tiny = torch.finfo(shares.dtype).tiny
+    log = wide(logits) / temperature
+    counted = torch.ones(len(log), dtype=torch.bool, device=log.device) if weight is None else weight > 0
     for _ in range(iterations):
-        shares = shares / sum_over_ranks(shares.sum(0)).clamp(min=tiny)
-        shares = shares / shares.sum(1, keepdim=True).clamp(min=tiny)
-    return shares
+        log = (log - _log_sum(log.masked_fill(~counted[:, None], -torch.inf))).log_softmax(1)
+    return log.exp() * counted[:, None]
+
+
+def _log_sum(log: Tensor) -> Tensor:
+    """(N,K) of this rank -> (K,): the logarithm of the sum of exponentials over the samples of all ranks."""
+    own = log.amax(0) if len(log) else log.new_full(log.shape[1:], -torch.inf)
+    top = gather(own[None]).amax(0).nan_to_num(neginf=0.0)
+    tiny = torch.finfo(log.dtype).tiny
+    return sum_over_ranks((log - top).exp().sum(0)).clamp(min=tiny).log() + top
 
 
 class Targets(nn.Module):
@@ -45,12 +47,15 @@ class Targets(nn.Module):
 
     `prototypes`: K. `momentum`: of the centre. A forward pass changes nothing that another one sees, so that pictures,
     held-out losses and several micro-batches a step do not either; `after_step` moves the centre, on all ranks alike.
+    Raises ValueError naming `centre_momentum` when out of range.
     """
 
     centre: Tensor
 
     def __init__(self, prototypes: int, kind: TargetKind, momentum: float = 0.9) -> None:
         super().__init__()
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"centre_momentum={momentum}: must lie between 0 and 1")
         self.kind, self.momentum = kind, momentum
         self.register_buffer("centre", torch.zeros(prototypes if kind == "centre" else 0))
         # No buffer: DDP gives every rank the first one's buffers before each pass, and this is a rank's own.
