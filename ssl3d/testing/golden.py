@@ -52,7 +52,7 @@ def shrunk(name: str, store: Path, folder: Path) -> Recipe:
     task = schema.target_class(values["task"], PretextTask, "task")
     backbone = small_backbone(family)
     small = task_node(task, backbone)
-    small.pop("augment", None)  # the recipe's own
+    small = {key: value for key, value in small.items() if not key.endswith("augment")}  # the recipe's own
     alone = math.prod(small_size(backbone)) > LARGE and task_samples(task, backbone) == 1
     values["run"] = {"dir": str(folder), **RUN}
     values["data"] |= {"store": str(store), "batch_size": 1 if alone else 2, "workers": 0, "holdout": 0.0}
