@@ -192,3 +192,18 @@ def test_what_ibot_cannot_do_is_refused():
             small(vit, **{key: value})
     with pytest.raises(ValueError, match=r"^global_size=\[2, 4, 8\]: one token"):
         small(vit, global_size=(2, 4, 8))
+
+
+def test_a_step_that_hides_nothing_still_reaches_every_parameter():
+    """As on a rank whose samples are all left whole: DDP would wait for gradients that never come."""
+    task, batch = token_task(ibot_share=0.0)
+    result = task(batch)
+    result["loss"].backward()
+    assert result["ibot"] == 0 and all(p.grad is not None for p in task.parameters() if p.requires_grad)
+
+
+def test_small_crops_show_little_and_the_recipe_counts_that():
+    task, _ = token_task(local_size=(4, 8, 8), local_crops=4)
+    assert task.passes == 2 + 4 * (4 * 8 * 8) / (8 * 16 * 24) and task.teacher_passes == 2
+    alone, batch = token_task(local_crops=0)
+    assert alone.passes == 2 and alone(batch)["loss"].isfinite()
