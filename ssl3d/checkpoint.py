@@ -88,7 +88,12 @@ def open_run(run_or_file: str | Path) -> dict[str, Any]:
 
 def exported_prefix(objective: Objective) -> str:
     """Where in the objective's state the exported backbone lies ("backbone.", "teacher.", ...)."""
-    names = [name for name, module in objective.named_modules() if module is objective.backbone]
+    return prefix_of(objective, objective.exported)
+
+
+def prefix_of(objective: Objective, backbone: Backbone) -> str:
+    """Where in the objective's state a backbone lies. Raises ValueError when it is none of the objective's modules."""
+    names = [name for name, module in objective.named_modules() if module is backbone]
     if not names:
         raise ValueError(f"{type(objective).__name__}.backbone is not one of its modules: it would not be saved")
     return f"{names[0]}." if names[0] else ""

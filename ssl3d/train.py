@@ -115,7 +115,7 @@ def _objective(recipe: Recipe, folder: Path) -> tuple[Objective, Initial | None]
 
 
 def _prepare(recipe: Recipe, fabric: Fabric, folder: Path, data: RunData, objective: Objective) -> Training:
-    prefix = checkpoint.exported_prefix(objective)
+    prefix = checkpoint.prefix_of(objective, objective.backbone)
     encoder = {f"objective.{prefix}{n}" for n in objective.backbone.encoder_parameter_names()}
     if recipe.run.precision == "64-true":
         objective.double()
@@ -177,7 +177,7 @@ def _save(training: Training, wait: bool = False, best: bool = False) -> None:
         "step": training.step,
         "recipe": training.recipe.to_dict(),
         "exported": checkpoint.exported_prefix(objective),
-        "backbone_spec": checkpoint.spec_to_dict(objective.backbone.spec()),
+        "backbone_spec": checkpoint.spec_to_dict(objective.exported.spec()),
         "trained_decoder": checkpoint.trained_decoder(objective),
         "precision": training.fabric.strategy.precision.state_dict(),
         "metrics": training.metrics.state(),

@@ -46,6 +46,16 @@ def rank() -> int:
     return distributed.get_rank() if _distributed() else 0
 
 
+@torch.no_grad()
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """The sum of `x`, of one shape on all ranks, over these, without a gradient; `x` itself on one rank."""
+    if world_size() == 1:
+        return x
+    total = x.detach().clone(memory_format=torch.contiguous_format)
+    distributed.all_reduce(total)
+    return total
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class Attention:
         with training.data.reader(training.data.plan.with_images()) as reader:
             batch = training.to_device(reader.read(range(group)))
         batch, _ = centre_crop(batch, training.objective.input_size)
-        return summary(entropies(training.objective.backbone, batch.image[:1]))
+        return summary(entropies(training.objective.exported, batch.image[:1]))
 
 
 def entropies(backbone: Any, image: Tensor) -> list[float]:

@@ -36,7 +36,7 @@ class Collapse:
             for first in range(0, REGIONS, size):
                 batch = training.to_device(reader.read(range(first, first + size)))
                 batch, _ = centre_crop(batch, training.objective.input_size)
-                backbone = training.objective.backbone
+                backbone = training.objective.exported
                 embeddings.append(backbone.pool(backbone.encode(batch.image)).double().cpu())
         seen = measures(torch.cat(embeddings))
         self._tell(training, seen[RANK])

@@ -69,7 +69,7 @@ class Probe:
 
     def _voxels(self, training: Training, reader: RegionLoader) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Features (N,F) and labels (N,) of VOXELS voxels a class of each region."""
-        backbone, size = training.objective.backbone, training.micro_batch
+        backbone, size = training.objective.exported, training.micro_batch
         features, labels = [], []
         for first in range(0, self.regions, size):
             batch = training.to_device(reader.read(range(first, min(first + size, self.regions))))

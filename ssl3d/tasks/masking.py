@@ -22,6 +22,13 @@ def as_size3(key: str, value: int | Sequence[int]) -> Size3:
     return (d, h, w)
 
 
+def block_voxels(blocks: Tensor, block: Size3, size: Size3) -> Tensor:
+    """(B,gD,gH,gW) of blocks of `block` voxels -> (B,1,D,H,W) of `size`: each voxel has the value of its block."""
+    for axis, b in enumerate(block, start=1):
+        blocks = blocks.repeat_interleave(b, dim=axis)
+    return blocks[:, None, : size[0], : size[1], : size[2]]
+
+
 class BlockMask:
     """Hides exactly round(ratio * blocks) of the blocks that tile an image, a different set for each seed.
 
@@ -67,6 +74,4 @@ class BlockMask:
 
     def voxels(self, blocks: Tensor, size: Size3) -> Tensor:
         """(B,gD,gH,gW) -> (B,1,D,H,W): each voxel has the value of its block."""
-        for axis, b in enumerate(self.block, start=1):
-            blocks = blocks.repeat_interleave(b, dim=axis)
-        return blocks[:, None, : size[0], : size[1], : size[2]]
+        return block_voxels(blocks, self.block, size)

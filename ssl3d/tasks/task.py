@@ -11,8 +11,9 @@ from ssl3d.regions import RegionBatch, RegionSpec, Size3
 class Objective(nn.Module):
     """A module that turns a batch of regions into a loss. Owns its heads; knows nothing of files or optimisers.
 
-    Subclasses set `backbone` (what is saved as the result), `region` (what is read), `input_size` (what the backbone
-    sees) and `needs_decoder`, and write `forward`. Everything random is drawn from `batch.seed`.
+    Subclasses set `backbone` (what learns, and is saved as the result unless `exported` says otherwise), `region` (what
+    is read), `input_size` (what the backbone sees) and `needs_decoder`, and write `forward`. Everything random is drawn
+    from `batch.seed`.
     """
 
     backbone: Backbone
@@ -23,6 +24,11 @@ class Objective(nn.Module):
     teacher_passes: float = 0  # inputs a sample sends through a teacher, forward only
     reads_weights: bool = False  # uses weights of the backbone's modules without calling these: cannot be sharded
     spans_batch: bool = False  # the loss pairs samples over the whole optimiser step: accumulation > 1 is refused
+
+    @property
+    def exported(self) -> Backbone:
+        """What is saved as the result and looked at on the way: the backbone, or a teacher where the method says so."""
+        return self.backbone
 
     @property
     def placed_size(self) -> Size3:

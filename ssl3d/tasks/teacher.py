@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import TypeVar
 
 import torch
@@ -23,3 +24,14 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
         parameter.lerp_(target, 1 - momentum)
     for buffer, value in zip(teacher.buffers(), student.buffers(), strict=True):
         buffer.copy_(value)
+
+
+def cosine_ramp(step: int, steps: int, start: float, end: float) -> float:
+    """From `start` at step 0 to `end` at step `steps` - 1 along half a period of a cosine: a teacher's momentum."""
+    share = min(step / max(1, steps - 1), 1.0)
+    return end - (end - start) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def linear_ramp(step: int, steps: int, start: float, end: float) -> float:
+    """From `start` at step 0 to `end` at step `steps`, and `end` from then on: a warm-up."""
+    return end if step >= steps else start + (end - start) * step / steps

@@ -67,7 +67,7 @@ def shrunk_task(node: Mapping[str, Any], backbone: Backbone) -> dict[str, Any]:
     if "tasks" in node:
         return {**node, "tasks": {name: shrunk_task(part, backbone) for name, part in node["tasks"].items()}}
     small = task_node(schema.target_class(node, PretextTask, "task"), backbone)
-    small.pop("augment", None)  # the recipe's own
+    small = {key: value for key, value in small.items() if not key.endswith("augment")}  # the recipe's own
     return {**node, **small}
 
 

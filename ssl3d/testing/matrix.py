@@ -88,9 +88,11 @@ def task_node(cls: type, backbone: Backbone) -> dict[str, Any]:
     size = small_size(backbone)
     block = backbone.patch_size if isinstance(backbone, MaskableBackbone) else tuple(max(1, n // 4) for n in size)
     heads = {"hidden_dim": 16, "out_dim": 8}
+    crops = {"local_crops": 1, "hidden_dim": 16, "bottleneck_dim": 8, "prototypes": 2}
     values: dict[str, dict[str, Any]] = {
         "CUTS": {"patch_size": size, "local_patch": 3, "anchors": 8, "out_dim": 8},
         "GraphMatching": {"patch_size": size, "augment": VIEWS, "cells": 2, "hidden_dim": 16, "out_dim": 8},
+        "DINO": {"global_size": size, "local_size": size, "global_augment": VIEWS, "local_augment": VIEWS} | crops,
         "HiEndMAE": {"patch_size": size, "decoder_dim": 32, "decoder_heads": 2, "decoder_depth": 1},
         "JEPA": {"patch_size": size, "target_scale": (0.2, 0.5), "predictor_dim": 32, "predictor_depth": 1},
         "LeJEPA": {"patch_size": size, "augment": VIEWS, "directions": 16} | heads,
@@ -114,6 +116,8 @@ def task_node(cls: type, backbone: Backbone) -> dict[str, Any]:
         found = {task.__name__: task for task in task_classes()}
         names = ("MAE" if backbone.decoder_channels else "SimCLR", "LocalContrast")
         values["Combined"] = {"tasks": {name.lower(): task_node(found[name], backbone) for name in names}}
+    if not isinstance(backbone, TokenBackbone):
+        values["DINO"] |= {"ibot_weight": 0.0}
     if not backbone.decoder_channels:  # the forms of these tasks that need none
         values["LocalContrast"] |= {"stage": "global"}
         values["PositionRegression"] |= {"target": "crop", "mask_share": 0.0}
@@ -155,7 +159,8 @@ def page() -> str:
     head = "# Which task works with which backbone\n\nMade by `python -m ssl3d.testing.matrix`; a test compares. On a "
     head += "network without a decoder (ResNet)\nLocalContrast contrasts whole crops alone (`stage: global`), "
     head += "Combined has SimCLR in place of MAE beside\nit, "
-    head += "and PositionRegression tells where the crop lies (`target: crop`)."
+    head += "and PositionRegression tells where the crop lies (`target: crop`). "
+    head += "Where there are\nno tokens to hide, DINO is without iBOT (`ibot_weight: 0`)."
     return "\n".join([head, "", *lines, "", "What `ssl3d check` says of the others:", "", *notes, ""])
 
 

@@ -24,6 +24,7 @@ from ssl3d.export.nnunet import build_network
 from ssl3d.models.backbone import Backbone, BackboneSpec, build_backbone
 from ssl3d.models.init import load_weights
 from ssl3d.regions import RegionBatch
+from ssl3d.tasks.multi_crop import GLOBAL
 from ssl3d.tasks.task import PretextTask
 from ssl3d.testing.matrix import (
     backbone_classes,
@@ -73,12 +74,19 @@ def sigreg_floor(sigreg: Any) -> float:
     return 2 * float((((a * t).cos() - normal).square() @ weights).min())
 
 
+def koleo_floor(samples: int) -> float:
+    """The least KoLeo of `samples` points on a sphere: those of a regular simplex (features permitting)."""
+    return -0.5 * math.log(2 * samples / (samples - 1))
+
+
 # The least loss of tasks whose loss cannot reach 0 on `samples` samples; all others are measured against 0.
 FLOORS: dict[str, Callable[[Any, int], float]] = {
     "Combined": lambda task, samples: sum(
         task.given[name] * floor_of(part, samples) for name, part in task.parts().items()
     ),
     "LeJEPA": lambda task, samples: task.weight * sigreg_floor(task.sigreg),  # more samples can do better than two
+    # as many prototypes as samples: each sample can have one to itself, and then nothing but KoLeo is left
+    "DINO": lambda task, samples: GLOBAL * task.weights["koleo"] * koleo_floor(samples),
     "SimCLR": lambda task, samples: nt_xent_floor(samples, task.nt_xent.temperature),
     "SwinUNETRPretext": lambda task, samples: (
         task.weights["contrast"] * nt_xent_floor(samples, task.nt_xent.temperature)

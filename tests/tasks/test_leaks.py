@@ -24,12 +24,11 @@ from ssl3d.testing.leaks import check_masked_task
 from ssl3d.testing.matrix import SMALL_MODELS, backbone_classes, small_backbone, small_size, task_classes, task_node
 from ssl3d.testing.toys import TinyUNet, make_batch
 
-# What hides no voxels that it then asks for (JEPA asks for features: test_jepa.py; the tasks of a Combined are tested
-# alone). A new task belongs here or must pass below.
+# What hides no voxels that it then asks for (DINO and JEPA ask for features: test_dino.py, test_jepa.py; the tasks of a
+# Combined are tested alone). A new task belongs here or must pass below.
 UNMASKED = {
-    "Combined", "CUTS", "GraphMatching", "JEPA", "JointClustering", "LeJEPA", "LocalContrast", "ModelsGenesis", "SimCLR",
-    "Synthesis", "VICReg", "VoCo",
-    "VolumeFusion",
+    "Combined", "CUTS", "DINO", "GraphMatching", "JEPA", "JointClustering", "LeJEPA", "LocalContrast", "ModelsGenesis",
+    "SimCLR", "Synthesis", "VICReg", "VoCo", "VolumeFusion",
 }  # fmt: skip
 MASKED = [task for task in task_classes() if task.__name__ not in UNMASKED]
 PAIRS = [(task, family) for task in MASKED for family in backbone_classes()]

@@ -55,12 +55,12 @@ def test_one_step_and_what_it_leaves_or_one_sentence(pair):
     torch.manual_seed(1)
     small_task(task_class, small_backbone(family)).load_state_dict(state)
     prefix = exported_prefix(task)
-    alone = build_backbone(task.backbone.spec())
+    alone = build_backbone(task.exported.spec())
     alone.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-    assert dataclasses.asdict(alone.spec()) == dataclasses.asdict(task.backbone.spec())
-    image = make_batch(small_size(task.backbone), batch=1).image
+    assert dataclasses.asdict(alone.spec()) == dataclasses.asdict(task.exported.spec())
+    image = make_batch(small_size(task.exported), batch=1).image
     with torch.no_grad():
-        expected = task.backbone.eval().encode(image)
+        expected = task.exported.eval().encode(image)
         assert all(torch.equal(a, b) for a, b in zip(alone.eval().encode(image), expected, strict=True))
 
 

@@ -17,6 +17,7 @@ from ssl3d.models.vit import ViT
 from ssl3d.regions import RegionBatch
 from ssl3d.tasks.combined import Combined, WeightedTask
 from ssl3d.tasks.cuts import CUTS
+from ssl3d.tasks.dino import DINO
 from ssl3d.tasks.graph_matching import GraphMatching
 from ssl3d.tasks.hi_end_mae import HiEndMAE
 from ssl3d.tasks.jepa import JEPA
@@ -52,6 +53,8 @@ def combined(balance) -> Combined:
     return Combined(TinyUNet(), {"mae": WeightedTask(mae), "simclr": WeightedTask(simclr)}, balance)
 
 
+CROPS = {"global_size": SIZE, "local_size": (4, 8, 12), "global_augment": VIEWS, "local_augment": VIEWS}
+CROPS |= {"local_crops": 1, "hidden_dim": 16, "bottleneck_dim": 8, "prototypes": 6}
 TASKS: dict[str, Callable[[], PretextTask]] = {
     "MAE": lambda: MAE(TinyUNet(), SIZE, mask_block=(2, 4, 4), augment=VIEWS),
     "MAE on tokens": lambda: MAE(ViT("tiny", patch_size=(2, 4, 4)), SIZE, mask_block=(2, 4, 4), decoder_dim=32),
@@ -81,6 +84,9 @@ TASKS: dict[str, Callable[[], PretextTask]] = {
     "LocalContrast as published": lambda: LocalContrast(
         TinyUNet(), SIZE, VIEWS, partition="hard", parts=2, points="lattice", local_pairs="LD", scale=0, **PLACES
     ),
+    "DINO": lambda: DINO(TinyUNet(), **CROPS, ibot_weight=0.0),
+    "DINO with iBOT": lambda: DINO(ViT("tiny", patch_size=(2, 4, 4)), **CROPS),
+    "DINO with a centre": lambda: DINO(ViT("tiny", patch_size=(2, 4, 4)), **CROPS, targets="centre"),
     "VoCo v1": lambda: VoCo(TinyUNet(), (8, 4, 6), grid=(1, 3, 2), hidden_dim=16),
     "VoCo v2": lambda: VoCo(TinyUNet(), (8, 4, 6), grid=(1, 3, 2), version="v2", hidden_dim=16),
 }
