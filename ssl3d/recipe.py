@@ -42,7 +42,7 @@ class RunConfig:
 class DataConfig:
     """Which regions: `batch_size` per optimiser step over all ranks and accumulation; `holdout` share of subjects.
 
-    `store`: a path, or `synthetic` (see ssl3d.data.synthetic), or several with `weights`; `include`/`exclude`: subjects,
+    `store`: a path, `synthetic` (see ssl3d.data.synthetic), or several with `weights`; `include`/`exclude`: subjects,
     or a JSON file of them. A split file ({"pool"|"train", "validation", "test"}) excludes its validation and test
     patients.
     `on_error`: at a volume that cannot be read, stop, or skip it: others are read in its place, and counted.
