@@ -27,8 +27,14 @@ RULES: dict[str, tuple[str, ...]] = {
     "ssl3d.augment": ("ssl3d.augment", "ssl3d.regions", "ssl3d.seeding"),
     "ssl3d.models": ("ssl3d.models", "ssl3d.regions", "ssl3d.seeding"),
     "ssl3d.tasks": (
-        "ssl3d.tasks", "ssl3d.regions", "ssl3d.seeding", "ssl3d.models", "ssl3d.losses", "ssl3d.augment", "ssl3d.synth",
-    ),  # fmt: skip
+        "ssl3d.tasks",
+        "ssl3d.regions",
+        "ssl3d.seeding",
+        "ssl3d.models",
+        "ssl3d.losses",
+        "ssl3d.augment",
+        "ssl3d.synth",
+    ),
     "ssl3d.cli": ("ssl3d", "preprocessing", "downstream"),
     "preprocessing": ("preprocessing", "ssl3d.data", "ssl3d.seeding", "ssl3d.terminal"),
     "downstream.chain": ("downstream", "preprocessing", "ssl3d"),  # the quickstart: raw files to report
