@@ -42,8 +42,9 @@ class RunConfig:
 class DataConfig:
     """Which regions: `batch_size` per optimiser step over all ranks and accumulation; `holdout` share of subjects.
 
-    `store`: a path, or several with `weights`; `include`/`exclude`: subjects, or a JSON file of them. A split file
-    ({"pool"|"train", "validation", "test"}) excludes its validation and test patients.
+    `store`: a path, `synthetic` (see ssl3d.data.synthetic), or several with `weights`; `include`/`exclude`: subjects,
+    or a JSON file of them. A split file ({"pool"|"train", "validation", "test"}) excludes its validation and test
+    patients.
     `on_error`: at a volume that cannot be read, stop, or skip it: others are read in its place, and counted.
     `crops_per_volume`: so many in a row, for files that are slow to reach; a batch then holds fewer volumes.
     `cache_gb`: 1e9 bytes of decoded voxels kept in memory, on each machine, shared out among its ranks.

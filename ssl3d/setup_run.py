@@ -92,7 +92,7 @@ def refuse_other_recipe(folder: Path, before: Mapping[str, Any], recipe: Recipe)
 
 
 def open_stores(recipe: Recipe) -> list[Source]:
-    """The stores of data.store. Raises FileNotFoundError naming the path."""
+    """What data.store names. Raises FileNotFoundError naming the path, ValueError an option of synthetic volumes."""
     paths = recipe.data.store if isinstance(recipe.data.store, list) else [recipe.data.store]
     weights = recipe.data.weights
     if weights is not None and len(weights) != len(paths):

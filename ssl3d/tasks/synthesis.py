@@ -123,14 +123,14 @@ class Synthesis(PretextTask):
     def view(self, batch: RegionBatch, label: Tensor, valid: Tensor, counts: Sequence[int], number: int) -> Tensor:
         """(B,C,D,H,W): the label maps in random contrasts, each channel in one of its own, with artefacts."""
         channels = batch.image.shape[1]
-        single = {"dtype": torch.float32, "device": label.device}  # whatever the precision of the run
-        image = torch.empty((len(batch), channels, *self.input_size), **single)
+        # float32 whatever the precision of the run: the same images in all
+        image = torch.empty((len(batch), channels, *self.input_size), dtype=torch.float32, device=label.device)
         for b, (seed, noise) in enumerate(zip(batch.seed.tolist(), torch_generators(batch.seed, "white", number))):
             axes = positions(seed, self.input_size)
             for channel in range(channels):
                 look = Look.draw(numpy_generator(seed, "look", number, channel), counts[b], extent(axes))
                 on_device = device_generator(image, noise)
-                white = torch.randn(self.input_size, generator=on_device, **single)
+                white = torch.randn(self.input_size, generator=on_device, dtype=torch.float32, device=label.device)
                 image[b, channel] = standardised(look.paint(label[b, 0], axes, white), valid[b, 0])
         for position, transform in enumerate(self.artefacts.intensity):
             transform.apply_(image, valid, batch.seed, position, number)
@@ -149,11 +149,10 @@ class Synthesis(PretextTask):
         Without replacement, in proportion to (number of cells of the label)^-balance: the least of exponential keys
         (Efraimidis and Spirakis, Information Processing Letters 2006).
         """
-        single = {"dtype": torch.float32, "device": label.device}
-        keys = torch.empty(label.shape, **single)
+        keys = torch.empty(label.shape, dtype=torch.float32, device=label.device)
         for b, generator in enumerate(torch_generators(seeds, "voxels", scale)):
             keys[b].exponential_(generator=device_generator(keys, generator))
-        counts = torch.zeros((len(label), labels), **single).scatter_add_(1, label, valid.to(torch.float32))
+        counts = keys.new_zeros((len(label), labels)).scatter_add_(1, label, valid.to(keys.dtype))
         weight = counts.gather(1, label).clamp(min=1) ** -self.balance
         keys = torch.where(valid, keys / weight, torch.inf)
         where = keys.topk(min(self.voxels, label.shape[1]), dim=1, largest=False).indices

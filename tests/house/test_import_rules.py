@@ -27,7 +27,13 @@ RULES: dict[str, tuple[str, ...]] = {
     "ssl3d.augment": ("ssl3d.augment", "ssl3d.regions", "ssl3d.seeding"),
     "ssl3d.models": ("ssl3d.models", "ssl3d.regions", "ssl3d.seeding"),
     "ssl3d.tasks": (
-        "ssl3d.tasks", "ssl3d.regions", "ssl3d.seeding", "ssl3d.models", "ssl3d.losses", "ssl3d.augment", "ssl3d.synth",
+        "ssl3d.tasks",
+        "ssl3d.regions",
+        "ssl3d.seeding",
+        "ssl3d.models",
+        "ssl3d.losses",
+        "ssl3d.augment",
+        "ssl3d.synth",
         "ssl3d.schema",  # a task of tasks says how its parts are written in a recipe
     ),
     "ssl3d.cli": ("ssl3d", "preprocessing", "downstream"),
