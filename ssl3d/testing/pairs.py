@@ -42,7 +42,7 @@ from ssl3d.train import train
 
 MOST_STEPS, RATE, CLIP = 120, 3e-3, 1.0
 SHARE = 0.5  # of what lies between the first loss and the least a network could reach
-VOLUME = (40, 72, 80)  # the largest small region fits
+VOLUME = (64, 72, 80)  # the largest small region fits
 # What nnU-Net is not given: a network it does not have, and a Primus of the smallest size.
 REFUSALS = ("nnU-Net has no network like", "nnU-Net's Primus trainers build sizes")
 

@@ -122,7 +122,7 @@ def test_slabs_are_encoded_alone():
 
 @pytest.mark.parametrize("change", [{"p_flip": 0.5}, {"p_rotation": 1, "rotation": 20}, {"p_scale": 1, "shift": 0.3}])
 def test_slabs_of_two_views_show_the_same_place(change):
-    """Heights are painted into the image: slabs that are matched have the same mean height, to half a slab and scaling."""
+    """Heights are painted into the image: slabs that are matched show one height, to half a slab and scaling."""
     augment = Compose([SpatialTransform(**{"p_flip": 0, "p_rotation": 0, "p_scale": 0, "max_reach": 3} | change)])
     batch = make_batch(augment.reach(STACK), batch=16, spacing=(1.0, 1.0, 1.0))
     heights = torch.arange(batch.size[0], dtype=torch.float32)[:, None, None].expand(batch.size)
