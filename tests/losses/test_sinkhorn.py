@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing as mp
+from torch import distributed
 
 from ssl3d.losses.sinkhorn import Targets, sinkhorn
 
@@ -81,3 +85,29 @@ def test_a_centre_moves_after_the_step_by_all_it_has_seen():
     torch.testing.assert_close(targets(x, 0.1), ((x - expected) / 0.1).softmax(1))
     targets.after_step()
     torch.testing.assert_close(targets.centre, expected)
+
+
+SPLITS = {"uneven": (slice(0, 17), slice(17, 24)), "one empty": (slice(0, 24), slice(24, 24))}  # two ranks' rows
+
+
+def worker(number: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=number, world_size=2)
+    for name, rows in SPLITS.items():
+        mine, targets = logits()[rows[number]], Targets(6, "centre").double()
+        targets(mine, 0.1)
+        targets.after_step()
+        torch.save((sinkhorn(mine, 0.1), targets.centre), Path(folder, f"{name} {number}.pt"))
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_ranks_with_uneven_rows_equal_one_process(tmp_path):
+    mp.spawn(worker, args=(str(tmp_path),), nprocs=2)
+    expected = sinkhorn(logits(), 0.1)
+    for name, rows in SPLITS.items():
+        for number in range(2):
+            shares, centre = torch.load(tmp_path / f"{name} {number}.pt")
+            torch.testing.assert_close(shares, expected[rows[number]], rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(centre, 0.1 * logits().mean(0), rtol=1e-9, atol=1e-12)
