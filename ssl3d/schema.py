@@ -14,7 +14,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Union
+from typing import Any, ClassVar, Literal, Union
 
 TARGET = "_target_"
 MISSING = "???"
@@ -36,9 +36,9 @@ class Later:
     are in `values`.
     """
 
-    base: type = object
-    given: tuple[str, ...] = ()
-    extra: Mapping[str, tuple[Any, Any]] = {}
+    base: ClassVar[type] = object
+    given: ClassVar[tuple[str, ...]] = ()
+    extra: ClassVar[Mapping[str, tuple[Any, Any]]] = {}
 
     def __init__(self, node: Mapping[str, Any]) -> None:
         self.node = {k: v for k, v in node.items() if k not in self.extra}

@@ -1,7 +1,8 @@
 """LeJEPA: views of a scan agree, and embeddings of all scans look like one Gaussian; no teacher, no negatives, no mask.
 
 Source: Balestriero and LeCun, "LeJEPA: provable and scalable self-supervised learning without the heuristics", arXiv
-2511.08544 (both terms from lightly: SIGReg and the distance from the mean of the views).
+2511.08544 (both terms from lightly: SIGReg and the distance from the mean of the views). Its projector has batch norm;
+ours standardises what enters it over all views and scans of all ranks, so that the loss is the same on any number.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from ssl3d.tasks.grey import grey
 from ssl3d.tasks.masking import as_size3
 from ssl3d.tasks.task import PretextTask, check_takes
 from ssl3d.tasks.tokens import freeze_all_but
+
+VARIANCE_FLOOR = 1e-12  # features that are the same in every view stay 0
 
 
 class LeJEPA(PretextTask):
@@ -78,18 +81,19 @@ class LeJEPA(PretextTask):
         """
         views = [self.augment(batch, self.input_size, view)[0] for view in range(self.views)]
         images = torch.cat([view.image for view in views])
-        embedded = wide(self.projector(self.backbone.pool(self.backbone.encode(images))))
-        # (V, all ranks' B, F): a rank's rows of every view together, so that they are gathered at once
-        everyone = gather(embedded.unflatten(0, (self.views, -1)).transpose(0, 1).contiguous()).transpose(0, 1)
+        pooled = wide(self.backbone.pool(self.backbone.encode(images)))
+        # (all ranks' B, V, F): a rank's rows of every view together, so that they are gathered at once
+        everyone = gather(pooled.unflatten(0, (self.views, -1)).transpose(0, 1).contiguous())
+        embedded = wide(self.projector(standardised(everyone))).transpose(0, 1)
         seeds = gather(batch.seed.to(embedded.device))
         with torch.autocast(embedded.device.type, enabled=False):
-            regularity, distance = self.terms(everyone, seeds)
+            regularity, distance = self.terms(embedded, seeds)
         valid = torch.cat([view.valid_mask() for view in views]).float().mean()
         result = {
             "loss": self.weight * regularity + (1 - self.weight) * distance,
             "sigreg": regularity.detach(),
             "distance": distance.detach(),
-            "feature_std": everyone.detach().std(1, correction=0).mean(),
+            "feature_std": embedded.detach().std(1, correction=0).mean(),
             "valid_share": valid,
         }
         if preview:
@@ -111,3 +115,12 @@ class LeJEPA(PretextTask):
         with global_stream(embedded.device, seed):
             regularity = self.sigreg(embedded)
         return regularity, lejepa_invariance_loss(all_proj=embedded, global_proj=embedded)
+
+
+def standardised(pooled: Tensor) -> Tensor:
+    """(B,V,F) -> each feature with mean 0 and deviation 1 over all views of all scans.
+
+    Networks with instance norm pool almost the same features from any crop: SIGReg cannot part what is one point.
+    """
+    centred = pooled - pooled.mean((0, 1))
+    return centred / (centred.square().mean((0, 1)) + VARIANCE_FLOOR).sqrt()

@@ -115,7 +115,8 @@ def task_node(cls: type, backbone: Backbone) -> dict[str, Any]:
     if cls.__name__ == "Combined":
         found = {task.__name__: task for task in task_classes()}
         names = ("MAE" if backbone.decoder_channels else "SimCLR", "LocalContrast")
-        values["Combined"] = {"tasks": {name.lower(): task_node(found[name], backbone) for name in names}}
+        parts = {name.lower(): task_node(found[name], backbone) for name in names}
+        values["Combined"] = {"tasks": parts, "norms_every": 0}
     if not isinstance(backbone, TokenBackbone):
         values["DINO"] |= {"ibot_weight": 0.0}
     if not backbone.decoder_channels:  # the forms of these tasks that need none
