@@ -104,6 +104,7 @@ def test_failed_runs_stay_in_the_table_and_their_output_is_kept(sweep, tmp_path)
                                     "run.seed": {"value": 0}}), 1, tmp_path / "failed")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_hyperband_ends_runs_that_stay_behind(sweep, tmp_path):
     many = [0.02] + [0.4 + 0.01 * i for i in range(7)]
     run_local(sweep(early_terminate={"type": "hyperband", "min_iter": 1, "eta": 2}, parameters={
@@ -118,6 +119,7 @@ def test_hyperband_ends_runs_that_stay_behind(sweep, tmp_path):
         assert steps < 30 and row["loss"], "it was asked to stop, and what it had reached stays in the table"
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_stopped_takes_its_run_up_where_it_was(sweep, tmp_path):
     searched = {"optim.lr": {"values": [0.5, 0.02]}}
     slow = sweep(parameters={**searched, "run.steps": {"value": 40}, "run.seed": {"value": 50}})

@@ -83,6 +83,7 @@ def test_no_patients_is_refused(tmp_path: Path) -> None:
         write_phantom(tmp_path, patients=0)
 
 
+@pytest.mark.slow
 def test_textures_share_their_histogram_and_arrangements_their_spectrum() -> None:
     """Standard normal values for every kind and band; within a band, an isotropic filter leaves the same variance."""
     axis = np.arange(32, dtype=float)

@@ -88,6 +88,7 @@ def test_every_shipped_suite_is_complete_but_for_the_data():
         left_open = {f.split()[0] for f in error.value.faults}
         assert "store" in left_open and left_open <= {"store", "split", "split.table", "split.file"}, name
         suite = load_suite(name, ["store=a.zarr", "split=b.json"])
-        assert suite.name == name and suite.measures["probe"] and suite.measures["finetune"]
+        assert suite.name == name and len(suite.measures["probe"].seed_numbers()) >= 5
+        if name == "study_ct":  # slabs of one patient: frozen features alone
+            continue
         assert len(suite.measures["finetune"].n_labelled) >= 3 and len(suite.measures["finetune"].seed_numbers()) >= 3
-        assert len(suite.measures["probe"].seed_numbers()) >= 5
