@@ -7,6 +7,7 @@ from pathlib import Path
 
 from learning_data import Data
 from learning_tasks import COMMON
+from learning_tasks import VIT as TOKENS
 
 from ssl3d import config
 
@@ -17,8 +18,6 @@ SHARED = (
     f"run.steps={STEPS}", "run.log_every=50", "run.checkpoint_every=500", "optim.name=adamw", "optim.lr=2e-3",
     "optim.schedule=cosine", "optim.warmup_steps=100", "data.batch_size=2",
 )  # fmt: skip
-# Tokens as fine as the structures of these small scans.
-TOKENS = ("model.size=tiny", "model.patch_size=[4, 4, 4]")
 VIT_MODEL = "model={_target_: ssl3d.models.vit.ViT, size: tiny, in_channels: 1, patch_size: [4, 4, 4]}"
 
 

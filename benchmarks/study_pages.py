@@ -14,11 +14,11 @@ from study_arms import arms
 PARTS = (
     ("scores", "Scores and differences"),
     ("curve", "Curves"),
-    ("speed", "Learning speed"),
-    ("labels", "Labels saved"),
-    ("joint", "Methods"),
+    ("learning_speed", "Learning speed"),
+    ("labels_saved", "Labels saved"),
+    ("calibration", "Calibration"),
     ("tests", "Tests"),
-    ("tuning", "What each arm was given"),
+    ("search", "What each arm was given"),
 )
 COPIED = ("suite.yaml", "report.json", "report.html", "results.csv")
 LARGEST = 4 * 2**20  # bytes of a file that is copied

@@ -15,18 +15,21 @@ def merit(rows: pd.DataFrame) -> float:
 
     With few patients, or a class without any, it is -(log loss) instead: a likelihood does not need many to differ.
     """
-    last = rows[rows["step"] == rows["step"].max()]
-    trainings = [part for _, part in last.groupby("seed")] if "seed" in last else [last]
-    return float(np.mean([_merit(units(part)) for part in trainings]))
+    return float(np.mean([_merit(found) for found in _trainings(rows)]))
 
 
 def merit_name(rows: pd.DataFrame) -> str:
     """What `merit` is of these rows, in words."""
-    last = rows[rows["step"] == rows["step"].max()]
-    found = units(last[last["seed"] == last["seed"].iloc[0]] if "seed" in last else last)
+    found = _trainings(rows)[0]
     if found.is_regression:
         return "negative mean absolute error"
     return "log likelihood" if _few(found) else "AUROC"
+
+
+def _trainings(rows: pd.DataFrame) -> list[Units]:
+    """What each training predicted at its end."""
+    last = rows[rows["step"] == rows["step"].max()]
+    return [units(part) for _, part in last.groupby("seed")] if "seed" in last else [units(last)]
 
 
 def _merit(found: Units) -> float:

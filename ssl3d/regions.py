@@ -20,6 +20,11 @@ def size3(values: Iterable[int]) -> Size3:
     return (d, h, w)
 
 
+def largest(sizes: Iterable[Size3]) -> Size3:
+    """The least size (D,H,W) that holds all of these."""
+    return size3(max(axis) for axis in zip(*sizes))
+
+
 @dataclass(frozen=True)
 class RegionSpec:
     """What a task needs to be read for each sample.

@@ -1,6 +1,6 @@
 """Batched, on-device augmentation: image, label and valid moved by one geometry, everything drawn per sample."""
 
-from ssl3d.augment.compose import Compose, centre_crop
+from ssl3d.augment.compose import Compose, centre_crop, check_differ
 from ssl3d.augment.intensity import (
     Brightness,
     Contrast,
@@ -25,4 +25,5 @@ __all__ = [
     "SpatialTransform",
     "Transform",
     "centre_crop",
+    "check_differ",
 ]

@@ -56,6 +56,12 @@ class Compose:
         return out, geometry
 
 
+def check_differ(augment: Compose, views: str, key: str = "augment") -> None:
+    """Raise ValueError naming `key` when `augment` has no transform, so that the `views` it makes are all alike."""
+    if augment.spatial is None and not augment.intensity:
+        raise ValueError(f"{key}: without a transform {views} are the same image; list some transforms")
+
+
 def centre_crop(batch: RegionBatch, size: Size3) -> tuple[RegionBatch, Geometry]:
     """The exact centre crop (a view of the same values) with its `start` moved, and its Geometry.
 

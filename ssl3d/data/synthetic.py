@@ -30,7 +30,7 @@ from ssl3d.data.write import channel_stats
 from ssl3d.regions import Size3
 from ssl3d.seeding import mix, numpy_generator
 from ssl3d.synth import BRIGHTEST, Look, Scene
-from ssl3d.synth.scene import SIDES
+from ssl3d.synth.scene import SIDES, voxel_edges
 
 NAME = "synthetic"
 VERSION = 1  # raised when the same number gives other voxels: a run must not be resumed on those
@@ -38,7 +38,6 @@ SHAPES = (80, 160)  # of a volume, and
 RADII = (0.03, 0.3)  # of its edge: so many and so small that a crop of a third of the edge shows several
 LABELS = SHAPES[1] + SIDES
 SCALE = BRIGHTEST / 32000  # value of one stored step
-P_THICK, THICKEST = 0.5, 3.0  # volumes with thick slices along one axis, and their most, in mm; else 1 mm
 BLOCK = 32  # edge of the blocks that noise is drawn in
 PROBED = 24  # positions an axis by which a volume's statistics are estimated
 DRAWN = 8  # volumes whose scenes and looks are kept
@@ -226,11 +225,7 @@ def _classes() -> dict[int, str]:
 
 def _spacing(seed: int, row: int) -> np.ndarray:
     """(3,) mm z, y, x: 1 mm, in half of the volumes with thicker slices along one axis."""
-    rng = numpy_generator(seed, "spacing", row)
-    spacing = np.ones(3)
-    if rng.uniform() < P_THICK:
-        spacing[rng.integers(3)] = rng.uniform(1, THICKEST)
-    return spacing
+    return voxel_edges(numpy_generator(seed, "spacing", row))
 
 
 def _blurred(x: Tensor, share: float) -> Tensor:

@@ -1,7 +1,7 @@
 """Assignments to prototypes: balanced codes, and the cross-entropy of predicting them.
 
 Source: Caron et al., "Unsupervised learning of visual features by contrasting cluster assignments" (SwAV), NeurIPS
-2020; its Sinkhorn iterations are lightly's. Scores are cosines with the prototypes, in at least float32.
+2020. Scores are cosines with the prototypes, in at least float32.
 """
 
 from __future__ import annotations
@@ -9,22 +9,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssl3d.losses.gather import gather, rank
+from ssl3d.losses.sinkhorn import sinkhorn
 
-LEAST_EPSILON = 0.03  # below it the exponentials of the lowest cosines vanish in float32
+LEAST_EPSILON = 0.03  # a smaller one asks for nothing but the nearest prototype
 
 
 @torch.no_grad()
 def balanced_codes(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     """Scores (R,K) of this rank's rows -> their codes (R,K): rows sum to 1, prototypes have equal shares of all ranks'.
 
-    `epsilon`: the smaller, the surer the codes. Every rank must give as many rows.
+    `epsilon`: the smaller, the surer the codes.
     """
-    from lightly.loss.swav_loss import sinkhorn  # a second of imports that few methods need
-
-    everyone = gather(scores.detach().contiguous())
-    codes = sinkhorn(everyone - everyone.amax(), iterations=iterations, epsilon=epsilon)  # no exponential overflows
-    return codes[rank() * len(scores) : (rank() + 1) * len(scores)]
+    return sinkhorn(scores, epsilon, iterations)
 
 
 def assignment_cost(scores: Tensor, codes: Tensor, temperature: float) -> Tensor:

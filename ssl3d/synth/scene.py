@@ -15,10 +15,9 @@ COUNT = (20, 40)  # shapes of a scene, as anatomix draws organs
 SIDES = 3  # labels that are no shapes: background, the body between the shapes, the wall
 P_BODY, P_RIM = 2 / 3, 1 / 2  # scenes with a body; bodies with a wall
 EXPONENTS = (2, 2, 4, 8)  # ellipsoids, and what lies between them and boxes
-RADII = (
-    0.05,
-    0.45,
-)  # of the edge of a cube of that volume, log-uniform on each axis: balls, plates, and tubes as vesselFM's
+# Of the edge of a cube of that volume, log-uniform on each axis: balls, plates, and tubes as vesselFM's.
+RADII = (0.05, 0.45)
+P_THICK, THICKEST = 0.5, 3.0  # grids with voxels longer along one axis, and how long at most
 WAVES = ((3, 0.05), (8, 0.015))  # octaves of the bending: lattice steps an edge, deviation as a share of the edge
 
 
@@ -121,6 +120,14 @@ class Scene:
                 label.masked_fill_(value > self.wall**self.body.exponent, self.labels - 1)
             label.masked_fill_(value > 1, 0)
         return label
+
+
+def voxel_edges(rng: np.random.Generator) -> np.ndarray:
+    """(3,) z, y, x in shortest edges: ones, in half of the draws with a longer one along one axis (thick slices)."""
+    edges = np.ones(3)
+    if rng.uniform() < P_THICK:
+        edges[rng.integers(3)] = rng.uniform(1, THICKEST)
+    return edges
 
 
 def compact(label: Tensor, labels: int) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ssl3d.augment import centre_crop
 from ssl3d.losses.gather import gather
 from ssl3d.models.backbone import Backbone
-from ssl3d.regions import RegionBatch, RegionSpec, Size3
+from ssl3d.regions import RegionBatch, RegionSpec, Size3, largest
 from ssl3d.schema import Later
 from ssl3d.seeding import global_stream
 from ssl3d.tasks.task import PretextTask
@@ -229,9 +229,3 @@ def joint_region(parts: Mapping[str, PretextTask]) -> RegionSpec:
         same_modality=any(part.region.same_modality for part in parts.values()),
         same_volume=bool(within),
     )
-
-
-def largest(sizes: list[Size3]) -> Size3:
-    """The least size (D,H,W) that holds all of these."""
-    d, h, w = (max(axis) for axis in zip(*sizes))
-    return (d, h, w)

@@ -29,7 +29,7 @@ from ssl3d.tasks.multi_crop import GLOBAL, MultiCrop
 from ssl3d.tasks.task import PretextTask, check_takes
 from ssl3d.tasks.teacher import cosine_ramp, follow, linear_ramp, make_teacher
 from ssl3d.tasks.token_mask import TokenMask, token_weights
-from ssl3d.tasks.tokens import freeze_all_but
+from ssl3d.tasks.tokens import freeze_all_but, valid_tokens
 
 
 class DINO(PretextTask):
@@ -150,7 +150,7 @@ class DINO(PretextTask):
             if self.weights["koleo"] > 0:
                 terms["koleo"] = self.spread(pooled[: len(images)].unflatten(0, (GLOBAL, -1)))
             if self.mask is not None and hidden is not None and tokens is not None:
-                shown = torch.cat([self.mask.shown(view) for view in views])
+                shown = torch.cat([valid_tokens(view, self.mask.token) for view in views])
                 terms["ibot"] = self.compare_tokens(tokens, flat(taught[-1]), hidden.flatten(1), shown)
             loss = sum((self.weights.get(k, 1.0) * term for k, term in terms.items()), pooled.new_zeros(()).float())
         result = {"loss": loss} | {name: term.detach() for name, term in terms.items()}

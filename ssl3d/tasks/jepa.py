@@ -16,13 +16,13 @@ from ssl3d.augment import Compose, centre_crop
 from ssl3d.augment.transform import check_probability
 from ssl3d.losses.dense import mean_of_samples, wide
 from ssl3d.models.backbone import Backbone, TokenBackbone
-from ssl3d.regions import RegionBatch, RegionSpec, Size3
+from ssl3d.regions import RegionBatch, RegionSpec
 from ssl3d.tasks.grey import grey
-from ssl3d.tasks.masking import as_size3
+from ssl3d.tasks.masking import as_size3, block_voxels
 from ssl3d.tasks.task import PretextTask, check_takes
-from ssl3d.tasks.teacher import follow, make_teacher
+from ssl3d.tasks.teacher import follow, linear_ramp, make_teacher
 from ssl3d.tasks.token_blocks import TokenBlocks, TokenSplit
-from ssl3d.tasks.tokens import freeze_all_but, take
+from ssl3d.tasks.tokens import freeze_all_but, take, valid_tokens
 
 
 class JEPA(PretextTask):
@@ -88,7 +88,8 @@ class JEPA(PretextTask):
         features = self.describe(batch.image)
         predicted = wide(self.predict(batch.image, split))
         target = take(features, split.targets.flatten(1)).to(predicted.dtype).view_as(predicted)
-        counted = split.present & self.valid_tokens(batch).gather(1, split.targets.flatten(1)).view_as(split.present)
+        valid = valid_tokens(batch, self.backbone.patch_size).gather(1, split.targets.flatten(1))
+        counted = split.present & valid.view_as(split.present)
         loss = mean_of_samples(F.smooth_l1_loss(predicted, target, reduction="none"), counted[..., None])
         result = {
             "loss": loss,
@@ -119,15 +120,7 @@ class JEPA(PretextTask):
 
     def voxels(self, tokens: Tensor) -> Tensor:
         """(B,N) -> (B,1,D,H,W): each voxel has the value of its token."""
-        blocks = tokens.unflatten(1, self.blocks.grid)
-        for axis, edge in enumerate(self.backbone.patch_size, start=1):
-            blocks = blocks.repeat_interleave(edge, dim=axis)
-        return blocks[:, None]
-
-    def valid_tokens(self, batch: RegionBatch) -> Tensor:
-        """(B,N) bool: tokens with a valid voxel."""
-        token: Size3 = self.backbone.patch_size
-        return F.max_pool3d(batch.valid_mask().float(), token, token).flatten(1) > 0
+        return block_voxels(tokens.unflatten(1, self.blocks.grid), self.backbone.patch_size, self.input_size)
 
     def pictures(self, image: Tensor, split: TokenSplit) -> dict[str, Tensor]:
         """Middle axial slices (B,H,W) in [0,1]: input, context (the rest grey), and how many blocks ask for a place."""
@@ -143,7 +136,7 @@ class JEPA(PretextTask):
 
     def after_step(self, step: int, steps: int) -> None:
         """The teacher follows."""
-        follow(self.teacher, self.backbone, self.momentum + (1 - self.momentum) * (step + 1) / steps)
+        follow(self.teacher, self.backbone, linear_ramp(step + 1, steps, self.momentum, 1.0))
 
 
 class LatentPredictor(nn.Module):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl3d.augment import Compose
+from ssl3d.augment import Compose, check_differ
 from ssl3d.augment.spatial import on_device
 from ssl3d.augment.transform import check_probability
 from ssl3d.losses.clusters import LEAST_EPSILON, assignment_cost, balanced_codes, mean_of_costs, mean_where
@@ -78,8 +78,7 @@ class JointClustering(PretextTask):
             raise ValueError(f"temperature={temperature}: must be positive")
         if out_dim < 1 or out_dim % heads:
             raise ValueError(f"out_dim={out_dim}: must be a multiple of heads={heads}")
-        if augment.spatial is None and not augment.intensity:
-            raise ValueError("augment: without a transform both views are the same image; list some transforms")
+        check_differ(augment, "both views")
         self.hidden_share = check_probability("hidden_share", hidden_share)
         self.slices, self.temperature, self.epsilon, self.iterations = slices, temperature, epsilon, iterations
         self.agreement_weight, self.hidden_weight = agreement_weight, hidden_weight

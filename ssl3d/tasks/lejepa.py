@@ -10,9 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssl3d.augment import Compose
+from ssl3d.augment import Compose, check_differ
 from ssl3d.losses.dense import wide
 from ssl3d.losses.gather import gather, world_size
+from ssl3d.losses.standardised import standardised
 from ssl3d.models.backbone import Backbone
 from ssl3d.models.projector import Projector
 from ssl3d.regions import RegionBatch, RegionSpec
@@ -21,8 +22,6 @@ from ssl3d.tasks.grey import grey
 from ssl3d.tasks.masking import as_size3
 from ssl3d.tasks.task import PretextTask, check_takes
 from ssl3d.tasks.tokens import freeze_all_but
-
-VARIANCE_FLOOR = 1e-12  # features that are the same in every view stay 0
 
 
 class LeJEPA(PretextTask):
@@ -65,8 +64,7 @@ class LeJEPA(PretextTask):
         self.backbone, self.augment = backbone, augment
         self.input_size = as_size3("patch_size", patch_size)
         check_takes(backbone, self.input_size, "patch_size")
-        if augment.spatial is None and not augment.intensity:
-            raise ValueError("augment: without a transform all views are the same image; list some transforms")
+        check_differ(augment, "all views")
         self.region = RegionSpec(augment.reach(self.input_size))
         self.views, self.weight, self.passes = views, sigreg_weight, views
         freeze_all_but(backbone, backbone.pool_parameter_names())
@@ -84,7 +82,7 @@ class LeJEPA(PretextTask):
         pooled = wide(self.backbone.pool(self.backbone.encode(images)))
         # (all ranks' B, V, F): a rank's rows of every view together, so that they are gathered at once
         everyone = gather(pooled.unflatten(0, (self.views, -1)).transpose(0, 1).contiguous())
-        embedded = wide(self.projector(standardised(everyone))).transpose(0, 1)
+        embedded = wide(self.projector(standardised(everyone, (0, 1)))).transpose(0, 1)
         seeds = gather(batch.seed.to(embedded.device))
         with torch.autocast(embedded.device.type, enabled=False):
             regularity, distance = self.terms(embedded, seeds)
@@ -115,12 +113,3 @@ class LeJEPA(PretextTask):
         with global_stream(embedded.device, seed):
             regularity = self.sigreg(embedded)
         return regularity, lejepa_invariance_loss(all_proj=embedded, global_proj=embedded)
-
-
-def standardised(pooled: Tensor) -> Tensor:
-    """(B,V,F) -> each feature with mean 0 and deviation 1 over all views of all scans.
-
-    Networks with instance norm pool almost the same features from any crop: SIGReg cannot part what is one point.
-    """
-    centred = pooled - pooled.mean((0, 1))
-    return centred / (centred.square().mean((0, 1)) + VARIANCE_FLOOR).sqrt()

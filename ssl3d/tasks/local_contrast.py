@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ssl3d.augment import Compose, centre_crop
+from ssl3d.augment import Compose, centre_crop, check_differ
 from ssl3d.losses.contrast import GlobalPairs, alike, other_samples, place_contrast, position_contrast, same_part
 from ssl3d.losses.dense import wide
 from ssl3d.losses.gather import gather, world_size
@@ -81,8 +81,7 @@ class LocalContrast(PretextTask):
         check_values({"sigma": sigma, "temperature": temperature}, at_least, region)
         if freeze_encoder and stage != "local":
             raise ValueError(f"freeze_encoder=True: stage {stage} trains the encoder; only stage local can do without")
-        if augment.spatial is None and not augment.intensity:
-            raise ValueError("augment: without a transform both views are the same image; list some transforms")
+        check_differ(augment, "both views")
         if stage != "global" and local_pairs == "LD" and partition == "hard" and points == "random":
             raise ValueError("points=random: local_pairs LD with partition hard pairs places by lattice; use lattice")
         self.backbone, self.augment = backbone, augment

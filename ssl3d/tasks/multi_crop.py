@@ -6,8 +6,8 @@ section 3.2 (multi-crop).
 
 from __future__ import annotations
 
-from ssl3d.augment import Compose
-from ssl3d.regions import RegionBatch, Size3
+from ssl3d.augment import Compose, check_differ
+from ssl3d.regions import RegionBatch, Size3, largest
 
 GLOBAL = 2  # large views a sample
 
@@ -26,16 +26,13 @@ class MultiCrop:
             raise ValueError(f"local_crops={count}: at least 0")
         used = {"global_augment": global_augment} | ({"local_augment": local_augment} if count else {})
         for key, augment in used.items():
-            if augment.spatial is None and not augment.intensity:
-                raise ValueError(f"{key}: without a transform all crops are the same image; list some transforms")
+            check_differ(augment, "all crops", key)
         self.sizes = (global_size,) * GLOBAL + (local_size,) * count
         self.augments = (global_augment,) * GLOBAL + (local_augment,) * count
 
     def reach(self) -> Size3:
         """Voxels (D,H,W) to read for all crops of a sample."""
-        needed = [augment.reach(size) for augment, size in zip(self.augments, self.sizes)]
-        d, h, w = (max(axis) for axis in zip(*needed))
-        return (d, h, w)
+        return largest(augment.reach(size) for augment, size in zip(self.augments, self.sizes))
 
     def __call__(self, batch: RegionBatch) -> list[RegionBatch]:
         """A normalised batch -> its crops, the two global ones first; each draw differs from all others."""

@@ -22,13 +22,12 @@ from ssl3d.models.projector import Projector
 from ssl3d.regions import RegionBatch, RegionSpec, Size3
 from ssl3d.seeding import device_generator, numpy_generator, torch_generators
 from ssl3d.synth import Look, Scene
-from ssl3d.synth.scene import COUNT, SIDES, compact
+from ssl3d.synth.scene import COUNT, SIDES, compact, voxel_edges
 from ssl3d.tasks.grey import grey
 from ssl3d.tasks.masking import as_size3
 from ssl3d.tasks.task import PretextTask, check_takes
 
 MOST_LABELS = COUNT[1] + SIDES
-P_THICK, THICKEST = 0.5, 3.0  # label maps with thick slices along one axis, and how thick at most
 
 
 class Synthesis(PretextTask):
@@ -172,10 +171,7 @@ def compared_scales(backbone: Backbone) -> tuple[list[int], list[Size3]]:
 
 def positions(seed: int, size: Size3) -> list[np.ndarray]:
     """Coordinates of the voxels along z, y, x, in shortest edges: half of the maps have longer ones along one axis."""
-    rng = numpy_generator(seed, "thickness")
-    edges = np.ones(3)
-    if rng.uniform() < P_THICK:
-        edges[rng.integers(3)] = rng.uniform(1, THICKEST)
+    edges = voxel_edges(numpy_generator(seed, "thickness"))
     return [(np.arange(n) + 0.5) * edge for n, edge in zip(size, edges)]
 
 

@@ -11,10 +11,9 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ssl3d.augment.transform import check_probability
-from ssl3d.regions import RegionBatch, Size3
+from ssl3d.regions import Size3
 from ssl3d.seeding import torch_generators
 
 
@@ -48,11 +47,6 @@ class TokenMask:
             row[order[: hidden if masked < self.share else 0]] = True
             rows.append(row)
         return torch.stack(rows).view(-1, *grid)
-
-    def shown(self, view: RegionBatch) -> Tensor:
-        """(B,N) bool: the tokens that hold a valid voxel, row-major over (D,H,W). Padding is not asked for."""
-        valid = view.valid_mask()
-        return F.max_pool3d(valid.float(), self.token, self.token).flatten(1) > 0
 
 
 def token_weights(counted: Tensor) -> Tensor:

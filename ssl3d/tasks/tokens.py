@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl3d.models.backbone import Backbone, TokenBackbone
-from ssl3d.regions import Size3
+from ssl3d.regions import RegionBatch, Size3
 from ssl3d.tasks.masking import BlockMask
 
 
@@ -43,6 +43,11 @@ def hidden_tokens(blocks: Tensor, block: Size3, token: Size3) -> Tensor:
     for axis, (b, t) in enumerate(zip(block, token), start=1):
         blocks = blocks.repeat_interleave(b // t, dim=axis)
     return blocks.flatten(1)
+
+
+def valid_tokens(batch: RegionBatch, token: Size3) -> Tensor:
+    """(B,N) bool: the tokens that hold a valid voxel, row-major over (D,H,W). Padding is not asked for."""
+    return nn.functional.max_pool3d(batch.valid_mask().float(), token, token).flatten(1) > 0
 
 
 def visible_tokens(mask: BlockMask, size: Size3, token: Size3) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssl3d.augment import Compose
+from ssl3d.augment import Compose, check_differ
 from ssl3d.losses.dense import wide
 from ssl3d.losses.gather import gather
 from ssl3d.models.backbone import Backbone
@@ -44,8 +44,7 @@ class TwoViews(PretextTask):
         self.backbone = backbone
         self.input_size = as_size3("patch_size", patch_size)
         check_takes(backbone, self.input_size, "patch_size")
-        if augment.spatial is None and not augment.intensity:
-            raise ValueError("augment: without a transform both views are the same image; list some transforms")
+        check_differ(augment, "both views")
         self.augment = augment
         self.region = RegionSpec(augment.reach(self.input_size))
         freeze_all_but(backbone, backbone.pool_parameter_names())

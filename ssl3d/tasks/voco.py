@@ -20,6 +20,7 @@ from ssl3d.augment.transform import check_probability
 from ssl3d.losses.dense import wide
 from ssl3d.losses.gather import gather, rank, world_size
 from ssl3d.losses.overlap import Plateau, negative_term, positive_term, predicted_overlap, spread_of_bases
+from ssl3d.losses.standardised import standardised
 from ssl3d.models.backbone import Backbone
 from ssl3d.models.projector import Projector
 from ssl3d.regions import Geometry, RegionBatch, RegionSpec, Size3
@@ -30,8 +31,6 @@ from ssl3d.tasks.masking import as_size3
 from ssl3d.tasks.task import PretextTask, check_takes
 from ssl3d.tasks.teacher import follow, make_teacher
 from ssl3d.tasks.tokens import freeze_all_but
-
-VARIANCE_FLOOR = 1e-12  # features that are the same in every crop stay 0
 
 
 class VoCo(PretextTask):
@@ -126,14 +125,9 @@ class VoCo(PretextTask):
 
     @staticmethod
     def apart(network: Backbone, images: Tensor, batch: int) -> Tensor:
-        """Crops (n*B,C,D,H,W) -> pooled features (B,n,F), each standardised over the n crops of its volume.
-
-        Networks with instance norm pool almost the same features from any crop (cosines of 0.999): the gradient of a
-        cosine vanishes there, and a projector in bfloat16 rounds the difference away.
-        """
+        """Crops (n*B,C,D,H,W) -> pooled features (B,n,F), each standardised over the n crops of its volume."""
         pooled = wide(network.pool(network.encode(images))).unflatten(0, (-1, batch)).transpose(0, 1)
-        centred = pooled - pooled.mean(1, keepdim=True)
-        return centred / (centred.square().mean(1, keepdim=True) + VARIANCE_FLOOR).sqrt()
+        return standardised(pooled, (1,))
 
     def compare(self, student: Tensor, teacher: Tensor, overlap: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Embeddings (B, K + crops, F), base crops first -> terms of the loss, and the predicted overlap."""

@@ -15,6 +15,7 @@ from ssl3d.tasks.dino import DINO
 from ssl3d.tasks.masking import block_voxels
 from ssl3d.tasks.teacher import cosine_ramp, linear_ramp
 from ssl3d.tasks.token_mask import TokenMask, token_weights
+from ssl3d.tasks.tokens import valid_tokens
 from ssl3d.testing.task import TaskTests
 from ssl3d.testing.toys import TinyUNet, make_batch
 
@@ -80,7 +81,7 @@ def test_masks_have_the_share_and_the_ratios_asked_for():
 def test_padding_is_not_asked_for():
     task, _ = token_task(ibot_share=1.0)
     view = make_batch((8, 16, 24), batch=2, padded=12)  # the last of three tokens, and half of the one before
-    shown = task.mask.shown(view).view(2, 4, 4, 3)
+    shown = valid_tokens(view, task.mask.token).view(2, 4, 4, 3)
     assert shown[..., :2].all() and not shown[..., 2].any()
 
 
