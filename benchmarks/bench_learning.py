@@ -28,19 +28,28 @@ from ssl3d.train import train
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def probe(runs: list[Path], data: Data, out: Path) -> None:
-    """The probe of all runs on a data set: a linear layer on the frozen encoder, fitted on few labelled patients."""
-    suite = {
+def probe(tasks: list[str], data: Data, out: Path, results: str) -> None:
+    """Probe the runs of these tasks, those in windows of one size in one evaluation: out/DATA/RESULTS[_ZxYxX]."""
+    by_window: dict[tuple[int, int, int] | None, list[Path]] = {}
+    for task in tasks:
+        by_window.setdefault(ENTRIES[task].window, []).append(out / data.name / task)
+    for window, runs in by_window.items():
+        own = results if window is None else f"{results}_{'x'.join(map(str, window))}"
+        evaluate(runs, suite(data, window or data.window), out / data.name / own)
+
+
+def suite(data: Data, window: tuple[int, int, int]) -> dict[str, object]:
+    """A linear layer on the frozen encoder, fitted on few labelled patients."""
+    return {
         "name": data.name, "store": str(data.labelled), "dataset": data.name, "split": str(data.split),
         "metrics": ["dice"], "pictures": 0, "overlap": 0.25, "workers": 1,
         "measures": {
             "probe": {
-                "n_labelled": [data.amount], "seeds": data.subsets, "patch_size": list(data.window),
+                "n_labelled": [data.amount], "seeds": data.subsets, "patch_size": list(window),
                 "voxels_per_class": 1000,
             },
         },
     }  # fmt: skip
-    evaluate(runs, suite, out)
 
 
 def arguments() -> argparse.Namespace:
@@ -70,8 +79,8 @@ def main() -> int:
             began = time.perf_counter()
             train(load(task, data, o.out, o.set))
             print(f"{task} on {name}: {time.perf_counter() - began:.0f} s", flush=True)
-        trained = [o.out / name / task for task in ENTRIES if (o.out / name / task / "checkpoints").is_dir()]
-        probe(trained, data.for_validation() if o.validate else data, o.out / name / results)
+        trained = [task for task in ENTRIES if (o.out / name / task / "checkpoints").is_dir()]
+        probe(trained, data.for_validation() if o.validate else data, o.out, results)
         print(table(collect(o.out, name, results), {name: DATA[name]}))
     return 0
 

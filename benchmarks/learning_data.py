@@ -16,9 +16,9 @@ from ssl3d.data.phantom_pathology import write_pathology
 from ssl3d.data.store import open_store
 
 PHANTOM_SEED = 2  # not 0 (the anatomy was designed on it), not 1 (the quickstart's)
-# {quick: patients of which validation and test are drawn, how many, and how many more that are tested in their place}.
-# The figures of the first 20 test patients had been seen when settings were still sought, so fresh ones replace them.
-PHANTOM_PATIENTS = {False: (60, 10, 20, 60), True: (20, 0, 8, 0)}
+# {quick: patients of which validation and test are drawn, how many, how many more have been tested, and how many more
+# are tested in their place}. The figures of the 20 and the 60 tested before had been seen when settings were changed.
+PHANTOM_PATIENTS = {False: (60, 10, 20, 60, 60), True: (20, 0, 8, 0, 0)}
 PATHOLOGY_SEED, PATHOLOGY_PATIENTS = 3, (140, 20, 60)  # all, validation, test
 CT_SPACING_MM = 3.0  # of the labelled CT
 DATA = {"phantom": "phantom", "hippocampus": "hippocampus", "ct": "one CT"}  # {name: title}, of bench_learning.py
@@ -31,7 +31,7 @@ ORGANS = {"liver": (5,), "spleen": (1,), "colon": (20,), "back muscles": (86, 87
 class Data:
     """A data set: `store` to learn from (only the split's pool where `only_pool`), `labelled` to be probed on.
 
-    `amount`: labelled patients of the probe, in so many `subsets`; `window`: voxels (z,y,x) the encoder sees at once.
+    `amount`: labelled patients of the probe, in so many `subsets`; `window`: voxels (z,y,x) a CNN sees at once.
     """
 
     name: str
@@ -66,16 +66,15 @@ def prepare(name: str, folder: Path, real: Path, quick: bool = False) -> Data:
 
 
 def _phantom(folder: Path, quick: bool) -> Data:
-    first, validation, test, fresh = PHANTOM_PATIENTS[quick]
+    first, validation, test, seen, fresh = PHANTOM_PATIENTS[quick]
     store, split = folder / "phantom.zarr", folder / "phantom_split.json"
     if not store.exists():
-        convert([write_phantom(folder / "phantom", first + fresh, PHANTOM_SEED)], store, workers=1)
+        convert([write_phantom(folder / "phantom", first + seen + fresh, PHANTOM_SEED)], store, workers=1)
     if not split.exists():
         patients = sorted(set(open_store(store).index["subject"]))  # by their numbers
         drawn = draw_split(set(patients[:first]), validation, test, seed=0)
-        Split(drawn.pool, drawn.validation, tuple(patients[first:]) or drawn.test).save(split)
-    # As large as the patches of the training: of positions beyond them a ViT has learnt nothing.
-    return Data("phantom", store, store, split, True, 8, (32, 32, 32), subsets=10)
+        Split(drawn.pool, drawn.validation, tuple(patients[first + seen :]) or drawn.test).save(split)
+    return Data("phantom", store, store, split, True, 8, (56, 56, 56), subsets=10)
 
 
 def _pathology(folder: Path) -> Data:

@@ -100,10 +100,9 @@ class Row:
 
 def collect(out: Path, name: str, results: str = "probe") -> list[Row]:
     """The rows of a data set, for every task whose probe is there, in the order of the table of tasks."""
-    folder = out / name / results
-    arms = json.loads((folder / "arms.json").read_text())
-    baselines = {arm: content["baseline"] for arm, content in arms.items()}
-    points = {point.arm: point for point in compare(read_results(folder), baselines)}
+    found = [compared(folder) for folder in probed(out / name, results)]
+    baselines = {arm: own[point.baseline] for own in found for arm, point in own.items() if point.baseline in own}
+    points = {arm: point for own in found for arm, point in own.items()}
     patients = "test" if results == "probe" else "validation"
     rows = []
     for task in ENTRIES:
@@ -114,10 +113,22 @@ def collect(out: Path, name: str, results: str = "probe") -> list[Row]:
         rows.append(
             Row(
                 task, name, patients, int(steps[-1]), float(values[:TAIL].mean()), float(values[-TAIL:].mean()),
-                point.n_labelled, point.score.mean, points[point.baseline].score.mean, point,
+                point.n_labelled, point.score.mean, baselines[task].score.mean, point,
             )
         )  # fmt: skip
     return rows
+
+
+def probed(folder: Path, results: str) -> list[Path]:
+    """The evaluations of a data set, one for each size of windows."""
+    return [one for one in sorted(folder.glob(f"{results}*")) if (one / "arms.json").exists()]
+
+
+def compared(folder: Path) -> dict[str, Point]:
+    """Each arm of an evaluation beside its baseline."""
+    arms = json.loads((folder / "arms.json").read_text())
+    baselines = {arm: content["baseline"] for arm, content in arms.items()}
+    return {point.arm: point for point in compare(read_results(folder), baselines)}
 
 
 def table(rows: Sequence[Row], titles: Mapping[str, str]) -> str:
@@ -184,7 +195,7 @@ def page_text(title: str, tasks: Mapping[str, Sequence[Row]], pictures: Path) ->
 
 def pages(out: Path, docs: Path) -> None:
     """Draw pictures and tables from what is in `out`: docs/methods, docs/acceptance/learning.md."""
-    kinds = {name: kind for name in DATA for kind in ("validation", "probe") if _probed(out / name / kind)}
+    kinds = {name: kind for name in DATA for kind in ("validation", "probe") if probed(out / name, kind)}
     rows = [row for name, kind in kinds.items() for row in collect(out, name, kind)]
     titles = {n: DATA[n] + (", validation patients" if kinds.get(n) == "validation" else "") for n in DATA}
     methods, pictures = docs / "methods", docs / "methods" / "pictures"
@@ -203,10 +214,6 @@ def pages(out: Path, docs: Path) -> None:
     text = [f"{HEAD.format(machine=said)}\n\n## Probe\n\n{results}", f"## Runs\n\n{losses_table(rows)}"]
     text.append(voco_text(out, list(DATA), pictures / "voco_overlap.png"))
     (docs / "acceptance" / "learning.md").write_text("\n\n".join(filter(None, text)) + "\n", encoding="utf-8")
-
-
-def _probed(folder: Path) -> bool:
-    return (folder / "arms.json").exists()
 
 
 def voco_text(out: Path, names: Sequence[str], picture: Path) -> str:

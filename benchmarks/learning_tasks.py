@@ -25,17 +25,26 @@ LONG = {"phantom": ("run.steps=2_000", "optim.lr=1e-3")}
 
 @dataclass(frozen=True)
 class Entry:
-    """A task: its page in docs/methods, its small recipe, what is overridden for all data sets, and for single ones."""
+    """A task: its page in docs/methods, its small recipe, what is overridden for all data sets, and for single ones.
+
+    `window`: voxels (z,y,x) it is probed in, for a ViT its training crops, as it has learnt no positions beyond them;
+    None: the data set's. `reads`: it is trained on the data set; else on what it makes itself.
+    """
 
     page: str
     recipe: str
     settings: tuple[str, ...]
     by_data: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    window: tuple[int, int, int] | None = None
+    reads: bool = True
+
+
+CROP = (16, 32, 24)
 
 
 def patch(*more: str) -> tuple[str, ...]:
     """Two patches a step."""
-    return ("task.patch_size=[16, 32, 24]", "data.batch_size=2", *more)
+    return (f"task.patch_size={list(CROP)}", "data.batch_size=2", *more)
 
 
 FINE = (
@@ -50,12 +59,17 @@ CROPS = (
     "optim.lr=2e-3", "run.steps=200",
     "model.arch_kwargs={n_stages: 3, features_per_stage: [16, 32, 64], n_blocks_per_stage: [1, 1, 1]}",
 )  # fmt: skip
+TEACHER = ("run.steps=1_000", "task.momentum=0.99")  # a ViT that learns from a teacher takes longer
+DISTILLED = (
+    *VIT, "run.steps=1_000", f"task.global_size={list(CROP)}", "task.local_size=[8, 16, 12]", "task.prototypes=256",
+    "task.temperature_steps=300",
+)  # fmt: skip
 ENTRIES: dict[str, Entry] = {
     "mae": Entry("mae", "mae_resenc_s", patch("task.mask_block=4"), WIDE),
     # Hidden blocks of the recipe's 8 voxels are too coarse for the phantom's textures: three stages take blocks of 4.
     "sparse_mae": Entry("sparse_mae", "sparse_mae_resenc_s", patch(), {"phantom": (*WIDE["phantom"], *FINE)}),
-    "simmim": Entry("simmim", "simmim_vit_s", patch(*VIT), LONG),
-    "hi_end_mae": Entry("hi_end_mae", "hi_end_mae_vit_s", patch(*VIT)),
+    "simmim": Entry("simmim", "simmim_vit_s", patch(*VIT), LONG, CROP),
+    "hi_end_mae": Entry("hi_end_mae", "hi_end_mae_vit_s", patch(*VIT), window=CROP),
     "position": Entry("position", "position_mae_resenc_s", patch("task.mask_share=0")),
     "position_mae": Entry("position", "position_mae_resenc_s", patch()),
     "volume_fusion": Entry("volume_fusion", "volume_fusion_resenc_s", patch()),
@@ -66,6 +80,22 @@ ENTRIES: dict[str, Entry] = {
     "vicreg": Entry("two_views", "vicreg_resenc_s", VIEWS),
     # After 200 steps predicted and true overlap correlated by 0.498 on the validation patients, after 600 by 0.613.
     "voco": Entry("voco", "voco_resenc_s", CROPS, {"hippocampus": ("run.steps=600",)}),
+    "dino": Entry("dino", "dino_vit_s", DISTILLED, window=CROP),
+    "jepa": Entry("jepa", "jepa_vit_s", patch(*VIT, *TEACHER), window=CROP),
+    "lejepa": Entry("lejepa", "lejepa_resenc_s", VIEWS),
+    "graph_matching": Entry("graph_matching", "graph_matching_resenc_s", (*VIEWS, "data.batch_size=8")),
+    "joint_clustering": Entry("joint_clustering", "joint_clustering_resenc_s", ("task.crop_size=[8, 24, 24]",)),
+    "cuts": Entry("cuts", "cuts_resenc_s", patch(), WIDE),
+    "synthesis": Entry("synthesis", "synthesis_resenc_s", ("task.patch_size=[32, 32, 32]",), reads=False),
+    "mae_local_contrast": Entry(
+        "combined",
+        "combined_mae_local_contrast_resenc_s",
+        (
+            f"task.tasks.mae.patch_size={list(CROP)}",
+            "task.tasks.mae.mask_block=4",
+            f"task.tasks.places.patch_size={list(CROP)}",
+        ),
+    ),
 }
 
 
@@ -73,6 +103,7 @@ def load(name: str, data: Data, out: Path, more: list[str]) -> config.Recipe:
     """The recipe of a task on a data set, its run below `out`; `more`: further overrides."""
     entry = ENTRIES[name]
     given = [*COMMON, f"run.steps={STEPS}", *entry.settings, *entry.by_data.get(data.name, ())]
-    given += [f"run.dir={out / data.name / name}", f"data.store={data.store}"]
-    given += [f"data.include={data.split}"] if data.only_pool else []  # the pool of a split
+    given += [f"run.dir={out / data.name / name}"]
+    given += [f"data.store={data.store}"] if entry.reads else []
+    given += [f"data.include={data.split}"] if entry.reads and data.only_pool else []  # the pool of a split
     return config.load(entry.recipe, [*given, *more])

@@ -33,7 +33,7 @@ def test_features_of_a_short_training_beat_random_ones(bench: ModuleType, tmp_pa
     """The benchmark in small: too few seeds for an interval that says much, so the mean is judged."""
     phantom = replace(bench.prepare("phantom", tmp_path / "data", Path(), quick=True), subsets=3)
     bench.train(bench.load("position", phantom, tmp_path, ["run.steps=200"]))
-    bench.probe([tmp_path / "phantom" / "position"], phantom, tmp_path / "phantom" / "probe")
+    bench.probe(["position"], phantom, tmp_path, "probe")
     (row,) = bench.collect(tmp_path, "phantom")
     assert row.last < 0.9 * row.first, "the loss falls"
     assert row.point.difference.mean > 0.02, row.difference()
