@@ -39,11 +39,12 @@ def check_leak(source: Path, test: pd.DataFrame, allow_leak: bool, card: str | N
             f"{path} is not the list that the weights of {source} name ({card}): whether their pre-training saw test "
             "patients could not be checked."
         )
-    if started is not None and started.record["data"] == initial.UNKNOWN:
-        warnings.append(
-            f"{source} began from {started.record['init']} ({started.record['format']}), whose training data are "
-            "unknown: whether those weights saw test patients could not be checked."
-        )
+    if started is not None:
+        warnings += [
+            f"{source} began or learnt from {weights}, whose training data are unknown: whether those weights saw test "
+            "patients could not be checked."
+            for weights in started.unknown()
+        ]
     test = test.reset_index(drop=True)
     found = leaks.shared(test, seen)
     if found.unsure.any():

@@ -21,6 +21,7 @@ from ssl3d.models.backbone import Backbone
 from ssl3d.schema import did_you_mean
 from ssl3d.sharding import backbones
 from ssl3d.tasks.task import Objective
+from ssl3d.tasks.trained_network import Trained
 
 GIB = 2**30
 
@@ -47,6 +48,7 @@ def summary(recipe: Recipe, objective: Objective, gpu: str | None = None) -> str
     regions = recipe.run.steps * recipe.data.batch_size
     each = f", {objective.passes:.3g} a region" if objective.passes != 1 else ""
     each += f" and {objective.teacher_passes:.3g} through the teacher" if objective.teacher_passes else ""
+    each += "".join(f", 1 through {key}" for key in objective.trained_networks())
     weights, activations = weight_bytes(recipe, objective), activation_bytes(recipe, objective)
     at_once = regions_at_once(recipe)
     flops = step_flops(recipe, objective)
@@ -132,13 +134,15 @@ def activation_bytes(recipe: Recipe, objective: Objective) -> float:
 
 
 def _kept_bytes(recipe: Recipe, objective: Objective, backbone: Backbone, inputs: int) -> int:
-    kept = dict[int, Tensor]()  # until the backward pass
-    within: dict[nn.Module, dict[int, Tensor]] = {}  # what each segment saves, when it is recomputed
-    current: list[dict[int, Tensor]] = [kept]
+    kept = dict[int, int]()  # until the backward pass
+    within: dict[nn.Module, dict[int, int]] = {}  # what each segment saves, when it is recomputed
+    current: list[dict[int, int]] = [kept]
+    alive = list[Tensor]()
 
-    def keep(tensor: Tensor) -> Tensor:
-        current[-1][StorageWeakRef(tensor.untyped_storage()).cdata] = tensor
-        return tensor
+    def keep(tensor: Tensor) -> None:
+        """In the place of the tensor nothing is saved: one that its own graph holds would never be freed."""
+        current[-1][StorageWeakRef(tensor.untyped_storage()).cdata] = _bytes(tensor)
+        alive.append(tensor.detach())  # or another could get its storage's number
 
     def enter(segment: nn.Module, given: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         for value in (*given, *named.values()):
@@ -155,15 +159,15 @@ def _kept_bytes(recipe: Recipe, objective: Objective, backbone: Backbone, inputs
             segment.register_forward_hook(leave)
     with FakeTensorMode(allow_non_fake_inputs=True):
         x = torch.empty((inputs, backbone.in_channels, *objective.input_size))
-        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing)
         with hooks, torch.autocast("cpu", torch.bfloat16, enabled=_is_mixed(recipe)):
             features = backbone.encode(x)
             if objective.needs_decoder:
                 backbone.decode(features)
             else:
                 backbone.pool(features)
-        again = [sum(_bytes(t) for key, t in saved.items() if key not in kept) for saved in within.values()]
-        return sum(_bytes(tensor) for tensor in kept.values()) + max(again, default=0)
+        again = [sum(size for key, size in saved.items() if key not in kept) for saved in within.values()]
+        return sum(kept.values()) + max(again, default=0)
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -187,7 +191,20 @@ def step_flops(recipe: Recipe, objective: Objective) -> int:
         outputs = backbone.decode(features)[:1] if objective.needs_decoder else [backbone.pool(features)]
         outputs[0].sum().backward()
     total = objective.passes * counter.get_total_flops() + objective.teacher_passes * forward
+    for trained in objective.trained_networks().values():
+        total += _forward_flops(trained)
     return round(total * recipe.data.batch_size)
+
+
+def _forward_flops(trained: Trained) -> int:
+    """Of a trained network that every region is sent through, forward alone."""
+    shapes = copy.deepcopy(trained.network).to("meta")
+    x = torch.empty((1, shapes.in_channels, *trained.size), device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        features = shapes.encode(x)
+        if trained.decoder:
+            shapes.decode(features)
+    return counter.get_total_flops()
 
 
 def _shapes(recipe: Recipe) -> Backbone:

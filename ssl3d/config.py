@@ -114,23 +114,26 @@ def find_split(name: str) -> Path:
     return inside if not path.exists() and path.parent == Path() and inside.is_file() else path
 
 
-def read(source: str | Path | Mapping[str, Any], folder: Path = RECIPES) -> dict[str, Any]:
-    """A YAML file (or name, or mapping) as plain types, interpolations resolved. Raises ConfigError naming the file."""
+def read(source: str | Path | Mapping[str, Any], folder: Path = RECIPES, resolve: bool = True) -> dict[str, Any]:
+    """A YAML file (or name, or mapping) as plain types. Raises ConfigError naming the file.
+
+    `resolve`: interpolations (`${model.init}`) too; else they stay as they are written, for overrides to come first.
+    """
     if isinstance(source, Mapping):
-        return _container(source, "the recipe")
+        return _container(source, "the recipe", resolve)
     path = find(str(source), folder)
     try:
         loaded = OmegaConf.load(path)
     except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         raise ConfigError([f"{source}: not readable as YAML: {' '.join(str(error).split())}"]) from None
-    return _container(loaded, str(source))
+    return _container(loaded, str(source), resolve)
 
 
-def _container(config: Any, name: str) -> dict[str, Any]:
+def _container(config: Any, name: str, resolve: bool = True) -> dict[str, Any]:
     try:
         if not OmegaConf.is_config(config):
             config = OmegaConf.create(dict(config))
-        values = OmegaConf.to_container(config, resolve=True)
+        values = OmegaConf.to_container(config, resolve=resolve)
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         raise ConfigError([f"{name}: {' '.join(str(error).split())}"]) from None
     if not isinstance(values, dict):
@@ -188,7 +191,9 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), 
 
     `unset`: keys that may be missing (`ssl3d check` allows data.store). Raises ConfigError, FileNotFoundError.
     """
-    values = override(read(source), overrides)
+    values = _container(
+        override(read(source, resolve=False), overrides), "the recipe" if isinstance(source, Mapping) else str(source)
+    )
     _suites_by_name(values)
     for key in unset:
         section, name = key.split(".")

@@ -1,4 +1,7 @@
-"""The weights that a training starts from (`model.init`): read once, recorded in the run, never read by a resume."""
+"""The weights that a training starts from or learns from: read once, recorded in the run, never read by a resume.
+
+`model.init` starts the backbone; a task may name more (the teacher of Distillation).
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,11 @@ from typing import Any
 import pandas as pd
 
 from ssl3d import checkpoint
+from ssl3d.config import ConfigError
 from ssl3d.leaks import find_seen
 from ssl3d.log import write_json
 from ssl3d.models.backbone import Backbone
+from ssl3d.tasks.task import Objective
 
 RECORD_FILE, SEEN_FILE = "initial_weights.json", "initial_seen.parquet"
 KNOWN, UNKNOWN = "known", "unknown"
@@ -24,11 +29,16 @@ class Initial:
     """What a run started from: `record` (plain types, for RECORD_FILE) and `seen`, the rows of its seen.parquet.
 
     `record["data"]` is UNKNOWN where those weights, or the ones they came from, were trained on volumes that no
-    seen.parquet lists.
+    seen.parquet lists. `record["teachers"]`: such records of trained networks that the task was given, by their keys.
     """
 
     record: dict[str, Any]
     seen: pd.DataFrame | None = None
+
+    def unknown(self) -> list[str]:
+        """The weights whose data are unknown, each as "PATH (format)"."""
+        every = [self.record, *self.record.get("teachers", {}).values()]
+        return [f"{one['init']} ({one['format']})" for one in every if one.get("data") == UNKNOWN]
 
     def write(self, folder: Path) -> None:
         """Keep it in the run's folder, for resumes and for the leak guard."""
@@ -44,9 +54,34 @@ def initialise(backbone: Backbone, model: Mapping[str, Any]) -> Initial | None:
     """
     if model["init"] is None:
         return None
+    return _fill(backbone, model["init"], "model.init", model)
+
+
+def fill_trained(objective: Objective, model: Mapping[str, Any], initial: Initial | None) -> Initial | None:
+    """Fill the trained networks that a task was given, and add them to what the run starts from.
+
+    Raises ConfigError, FileNotFoundError, ValueError naming the key of the one that cannot be filled.
+    """
+    found = dict[str, Initial]()
+    for name, trained in objective.trained_networks().items():
+        key = f"task.{name}.init"
+        if trained.init is None:
+            raise ConfigError([f"{key} is not set: name the run or weights file whose network is to be learnt from"])
+        whole = {**model, "init_part": "all", "init_minimum": 1.0}
+        found[key.removesuffix(".init")] = _fill(trained.network, trained.init, key, whole, trained.decoder)
+    if not found:
+        return initial
+    record = {} if initial is None else initial.record
+    seen = [one.seen for one in (initial, *found.values()) if one is not None and one.seen is not None]
+    record = record | {"teachers": {key: one.record for key, one in found.items()}}
+    return Initial(record, pd.concat(seen, ignore_index=True) if seen else None)
+
+
+def _fill(network: Backbone, init: str, key: str, model: Mapping[str, Any], decoder: bool = False) -> Initial:
+    """Fill a network from the run or file `init`, which the recipe's `key` names; `decoder`: it must be trained too."""
     from ssl3d import weights  # the networks that other programs know take seconds to import
 
-    path = Path(model["init"])
+    path = Path(init)
     choices = weights.Choices(
         trust=model["init_trust"],
         cast=model["init_cast"],
@@ -54,13 +89,15 @@ def initialise(backbone: Backbone, model: Mapping[str, Any]) -> Initial | None:
         minimum=model["init_minimum"],
     )
     try:
-        report = weights.fill_from(backbone, path, model["init_part"], choices, source=f"model.init: '{path}'")
+        report = weights.fill_from(network, path, model["init_part"], choices, source=f"{key}: '{path}'")
     except (ValueError, FileNotFoundError) as error:
         message = str(error).replace("--minimum ", "model.init_minimum=")
-        raise type(error)(message if message.startswith("model.init: ") else f"model.init: {message}") from None
+        raise type(error)(message if message.startswith(f"{key}: ") else f"{key}: {message}") from None
+    if decoder and (report.share("decoder") < 1 or not report.provenance.get("trained_decoder", True)):
+        raise ValueError(f"{key}: '{path}' holds no trained decoder: compare encoders alone, with decoder=false")
     seen = find_seen(path)
     before = load(seen.parent) if seen is not None else None
-    unknown = seen is None or (before is not None and before.record["data"] == UNKNOWN)
+    unknown = seen is None or (before is not None and bool(before.unknown()))
     record = {
         "init": str(path),
         "digest": report.digest,

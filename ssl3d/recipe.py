@@ -45,6 +45,9 @@ class DataConfig:
     `store`: a path, `synthetic` (see ssl3d.data.synthetic), or several with `weights`; `include`/`exclude`: subjects,
     or a JSON file of them. A split file ({"pool"|"train", "validation", "test"}) excludes its validation and test
     patients.
+    `balance` modality: each modality (CT, MR, ...) as often as the others, and within it the stores by their weights.
+    `channels`: of a volume, all of them (every volume has as many), one drawn for each region, or a number, whatever
+    the volumes have; `channel_dropout`: then, the share of a volume's channels left out (ssl3d.data.channels).
     `on_error`: at a volume that cannot be read, stop, or skip it: others are read in its place, and counted.
     `crops_per_volume`: so many in a row, for files that are slow to reach; a batch then holds fewer volumes.
     `cache_gb`: 1e9 bytes of decoded voxels kept in memory, on each machine, shared out among its ranks.
@@ -55,7 +58,9 @@ class DataConfig:
     weights: list[float] | None = None
     workers: int | Literal["auto"] = "auto"
     normalise: Literal["auto"] | dict[str, Any] = "auto"
-    channels: Literal["all", "one"] = "all"
+    balance: Literal["stores", "modality"] = "stores"
+    channels: Literal["all", "one"] | int = "all"
+    channel_dropout: float = 0.0
     holdout: float = 0.0
     include: str | list[str] | None = None
     exclude: str | list[str] | None = None

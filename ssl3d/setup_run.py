@@ -33,11 +33,11 @@ from ssl3d.tasks.task import Objective
 from ssl3d.terminal import say
 
 # Keys that may differ when a run is resumed: they change neither samples nor weights, or are paths that may have moved
-# (that the volumes are still the same ones is checked by their fingerprints).
+# (that the volumes are still the same ones is checked by their fingerprints). So may every `init`: it is read no more.
 MAY_CHANGE = (
     "run.dir", "run.devices", "run.strategy", "run.recompute", "run.log_every", "run.checkpoint_every",
     "run.preview_every", "run.holdout_every", "run.collapse_every", "data.store", "data.workers", "data.cache_gb",
-    "data.include", "data.exclude", "data.on_error", "model.init", "model.init_minimum", "model.init_inflate",
+    "data.include", "data.exclude", "data.on_error", "model.init_minimum", "model.init_inflate",
     "model.init_cast", "model.init_trust", "probe", "wandb", "guard", "run.trackers",
 )  # fmt: skip
 
@@ -84,7 +84,8 @@ def refuse_other_recipe(folder: Path, before: Mapping[str, Any], recipe: Recipe)
 
     old, new = schema.flat(before), schema.flat(recipe.to_dict())
     for key in sorted(set(old) | set(new)):
-        if old.get(key) != new.get(key) and not any(key == k or key.startswith(f"{k}.") for k in MAY_CHANGE):
+        may_change = key.endswith(".init") or any(key == k or key.startswith(f"{k}.") for k in MAY_CHANGE)
+        if old.get(key) != new.get(key) and not may_change:
             raise ConfigError(
                 [f"{key} is {new.get(key)!r}, but the run in '{folder}' was started with {old.get(key)!r}: "
                  "choose another run.dir, or the old value to resume"]
@@ -128,7 +129,8 @@ class RunData:
         include = config.subjects(data.include, "data.include")
         exclude = (config.subjects(data.exclude, "data.exclude") or set()) | guarded.subjects
         common: dict[str, Any] = {
-            "weights": data.weights, "few_slices": data.few_slices, "patch_size": objective.placed_size,
+            "weights": data.weights, "balance": data.balance, "few_slices": data.few_slices,
+            "patch_size": objective.placed_size,
         }  # fmt: skip
         held_out = split_holdout(stores, data.holdout, recipe.run.seed) - exclude if data.holdout else set()
         held_out = held_out if include is None else held_out & include
@@ -162,6 +164,7 @@ class RunData:
             world_size=fabric.world_size,
             accumulate=run.accumulate,
             channels=data.channels,
+            channel_dropout=data.channel_dropout,
             normalise=data.normalise,
             start_step=start_step,
             device=fabric.device,
@@ -185,8 +188,9 @@ class RunData:
         group = plan.spec.group
         data = self.recipe.data
         return RegionLoader(
-            plan, group, workers=0, channels=data.channels, normalise=data.normalise, on_error=data.on_error
-        )
+            plan, group, workers=0, channels=data.channels, channel_dropout=data.channel_dropout,
+            normalise=data.normalise, on_error=data.on_error,
+        )  # fmt: skip
 
     def describe_samples(self, step: int, most: int = 8) -> str:
         """Volumes and positions of the samples of a step, for an error message."""

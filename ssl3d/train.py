@@ -15,7 +15,7 @@ from ssl3d.checkpoint_writer import CheckpointWriter
 from ssl3d.config import Recipe
 from ssl3d.disk import WAIT_SECONDS, WAIT_SECONDS_OF_MANY
 from ssl3d.fabric import Fabric
-from ssl3d.initial import Initial, initialise
+from ssl3d.initial import Initial, fill_trained, initialise
 from ssl3d.initial import load as load_initial
 from ssl3d.interruption import Interrupted, Interruption
 from ssl3d.log import METRICS_FILE, MetricLog
@@ -110,6 +110,8 @@ def _objective(recipe: Recipe, folder: Path) -> tuple[Objective, Initial | None]
     resumes = checkpoint.exists(folder)
     initial = load_initial(folder) if resumes else initialise(backbone, recipe.model)
     objective = config.build_task(recipe, backbone)
+    if not resumes:
+        initial = fill_trained(objective, recipe.model, initial)
     devices.refuse_combinations(recipe, objective)
     return objective, initial
 

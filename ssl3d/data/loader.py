@@ -15,6 +15,7 @@ import torch
 
 from ssl3d.data import normalise as normalisation
 from ssl3d.data.cache import cache_for
+from ssl3d.data.channels import ChannelChoice
 from ssl3d.data.lru import LRU
 from ssl3d.data.machine import available_cores
 from ssl3d.data.reading import RegionReader
@@ -39,7 +40,8 @@ class RegionLoader:
     `workers`: 0 reads in the calling thread; "auto" leaves a CPU to the loop. `backend`: "threads" or "processes".
     `local_ranks`: ranks on this machine, which share its cores and the `cache_gb` (1e9 bytes) of decoded voxels that
     are kept in its memory (0: none; see `ssl3d.data.cache`).
-    `channels`: "all", or "one" channel drawn per sample. `normalise`: see `ssl3d.data.normalise`. `device`: where
+    `channels`: "all", "one" drawn per sample, or a number; `channel_dropout`: share of them left out; see
+    `ssl3d.data.channels`. `normalise`: see `ssl3d.data.normalise`. `device`: where
     batches are wanted; to a GPU they are copied one ahead, out of page-locked memory (see `ssl3d.data.upload`).
     `on_error`: "stop" raises what a reader raises; "skip" reads other samples instead, warns once a volume and
     counts them in `replaced`.
@@ -58,7 +60,8 @@ class RegionLoader:
         rank: int = 0,
         world_size: int = 1,
         accumulate: int = 1,
-        channels: Literal["all", "one"] = "all",
+        channels: Literal["all", "one"] | int = "all",
+        channel_dropout: float = 0.0,
         normalise: normalisation.Normalise = "auto",
         start_step: int = 0,
         device: torch.device | str = "cpu",
@@ -79,8 +82,7 @@ class RegionLoader:
                 f"a micro-batch of {self.micro_batch} samples (data.batch_size {batch_size} over {parts}) is no "
                 f"multiple of the task's group of {plan.spec.group}: take data.batch_size={plan.spec.group * parts}"
             )
-        if channels not in ("all", "one"):
-            raise ValueError(f"data.channels is '{channels}': it must be all or one")
+        choice = ChannelChoice(channels, channel_dropout)
         if backend not in ("threads", "processes"):
             raise ValueError(f"backend is '{backend}': it must be threads or processes")
         normalisation.check(normalise)
@@ -91,10 +93,11 @@ class RegionLoader:
         self.device = torch.device(device)
         self.backend, self.pin, self._normalise = backend, self.device.type == "cuda", normalise
         self.on_error, self.replaced, self._told = on_error, 0, set[str]()  # replaced: samples, so far
-        self.channels = 1 if channels == "one" else _common_channels(plan)
+        columns = [store.column("channels") for store in plan.stores]
+        self.channels = choice.count(int(columns[s][row]) for s, row in map(plan.locate, plan.volumes))
         self.target_names = _target_names(plan)
         self.cache = cache_for(cache_gb, local_ranks)
-        self._reader = RegionReader(plan.stores, plan.spec.size, channels == "one", self.cache, plan.spec.images)
+        self._reader = RegionReader(plan.stores, plan.spec.size, choice, self.cache, plan.spec.images)
         self._described: LRU[int, dict[str, Any]] = LRU(DESCRIBED)
         self._iterators: list[Generator[RegionBatch]] = []
         # Enough samples ahead to keep every worker busy while one batch is consumed, and never fewer than two batches.
@@ -205,14 +208,14 @@ class RegionLoader:
         valid: torch.Tensor | None,
     ) -> RegionBatch:
         volumes = [self._described.get(s.volume, lambda s=s: self._describe(s)) for s in samples]  # type: ignore[misc]
-        channels = [self._reader.channel(s) for s in samples]
+        channels = [self._reader.channels(s) for s in samples]
 
         def column(name: str, dtype: torch.dtype) -> torch.Tensor:
             tensor = torch.from_numpy(np.stack([v[name] for v in volumes])).to(dtype)
             return tensor.pin_memory() if self.pin else tensor
 
         def per_channel(name: str) -> torch.Tensor:
-            rows = [v[name] if c is None else v[name][c : c + 1] for v, c in zip(volumes, channels)]
+            rows = [v[name] if c is None else v[name][c] for v, c in zip(volumes, channels)]
             tensor = torch.from_numpy(np.stack(rows)).float()
             return tensor.pin_memory() if self.pin else tensor
 
@@ -306,18 +309,6 @@ def _auto_workers(local_ranks: int) -> int:
     if not (bound.isdigit() and cores <= int(bound)):
         cores //= local_ranks
     return max(1, min(MAX_AUTO_WORKERS, cores - 1))
-
-
-def _common_channels(plan: SamplingPlan) -> int:
-    """The number of channels that all volumes of the plan share."""
-    columns = [store.column("channels") for store in plan.stores]
-    counts = sorted({int(columns[s][row]) for s, row in map(plan.locate, plan.volumes)})
-    if len(counts) > 1:
-        raise ValueError(
-            f"data.channels=all needs volumes with the same number of channels, but they have {counts}: "
-            "set data.channels=one"
-        )
-    return counts[0]
 
 
 def _target_names(plan: SamplingPlan) -> list[str]:

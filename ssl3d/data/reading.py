@@ -7,17 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from ssl3d.data.cache import VoxelCache
+from ssl3d.data.channels import ChannelChoice
 from ssl3d.data.format import LABELS, VALID, VOLUMES
 from ssl3d.data.sampling import Sample
 from ssl3d.data.source import Source
 from ssl3d.regions import Size3
-from ssl3d.seeding import mix
 
 
 class RegionReader:
     """Reads samples of `stores`; picklable, and opens nothing before its first read.
 
-    `size` (D,H,W): voxels of a region. `one_channel`: each sample reads one channel, drawn from its seed.
+    `size` (D,H,W): voxels of a region. `channels`: which of a volume's.
     `cache`: where decoded voxels are kept; None decodes anew for each sample. `images`: False makes images of zeros.
     """
 
@@ -25,21 +25,19 @@ class RegionReader:
         self,
         stores: Sequence[Source],
         size: Size3,
-        one_channel: bool,
+        channels: ChannelChoice,
         cache: VoxelCache | None = None,
         images: bool = True,
     ) -> None:
-        self.stores, self.size, self.one_channel, self.cache = list(stores), size, one_channel, cache
+        self.stores, self.size, self.choice, self.cache = list(stores), size, channels, cache
         self.images = images
         self._shape = [s.column("shape").reshape(-1, 3) for s in self.stores]
         self._channels = [s.column("channels") for s in self.stores]
         self._has_valid = [s.column("has_valid").astype(bool) for s in self.stores]
 
-    def channel(self, sample: Sample) -> int | None:
-        """The channel that this sample reads; None for all."""
-        if not self.one_channel:
-            return None
-        return mix(sample.seed, "channel") % int(self._channels[sample.store][sample.row])
+    def channels(self, sample: Sample) -> list[int] | None:
+        """The channels that this sample reads, in order; None for all."""
+        return self.choice.of(sample.seed, int(self._channels[sample.store][sample.row]))
 
     def may_be_invalid(self, sample: Sample) -> bool:
         """Whether some voxel may have valid=0: the region leaves the volume, or the volume has a valid array."""
@@ -53,10 +51,7 @@ class RegionReader:
         """
         store, row, start = self.stores[sample.store], sample.row, sample.start
         try:
-            if self.images:
-                store.read(row, start, self.size, VOLUMES, image, self.channel(sample), self.cache)
-            else:
-                image[...] = 0
+            self._read_image(sample, image)
             if label is not None:
                 label[...] = store.read(row, start, self.size, LABELS, cache=self.cache)
             if valid is not None:
@@ -68,6 +63,23 @@ class RegionReader:
             raise  # these name the volume and the file already
         except Exception as error:
             raise RuntimeError(f"volume {store.volume_id(row)} of {store.path} cannot be read: {error!r}") from error
+
+    def _read_image(self, sample: Sample, image: np.ndarray) -> None:
+        store, row, start = self.stores[sample.store], sample.row, sample.start
+        if not self.images:
+            image[...] = 0
+            return
+        channels = self.channels(sample)
+        if channels is None:
+            store.read(row, start, self.size, VOLUMES, image, cache=self.cache)
+            return
+        first = dict[int, int]()  # where each channel stands already: it is decoded once
+        for place, channel in enumerate(channels):
+            if channel in first:
+                image[place] = image[first[channel]]
+            else:
+                first[channel] = place
+                store.read(row, start, self.size, VOLUMES, image[place : place + 1], channel, self.cache)
 
     def _leaves(self, sample: Sample) -> bool:
         shape = self._shape[sample.store][sample.row]

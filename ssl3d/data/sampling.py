@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 import math
 from bisect import bisect_right
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from copy import copy
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -113,9 +113,11 @@ class SamplingPlan:
     """Sample index -> Sample, over one or several stores.
 
     `spec`: size, group, same_modality, labels and labelled_share of what is read. `weights`: share of samples of each
-    store; by default in proportion to its subjects. `include`, `exclude`: subjects, raw or hashed. `few_slices`: also
-    volumes flagged so. `patch_size`: what is placed in the volume and must fit one on every axis, default `spec.size`;
-    a task that reads more than its input, for its augmentation to reach into, names its input.
+    store; by default in proportion to its subjects. `balance` "modality": each modality (of a volume's channels) is
+    drawn as often as the others, and within it the stores by their weights. `include`, `exclude`: subjects, raw or
+    hashed. `few_slices`: also volumes flagged so. `patch_size`: what is placed in the volume and must fit one on every
+    axis, default `spec.size`; a task that reads more than its input, for its augmentation to reach into, names its
+    input.
     `crops_per_volume`: with more than one, so many consecutive groups are crops of the same volumes, and volumes follow
     one another as `ssl3d.data.order` says; of groups of one modality, the first volume does, and the others are drawn.
     Raises ValueError when nothing is left to sample, when every volume is too small on some axis (naming the largest
@@ -129,6 +131,7 @@ class SamplingPlan:
         seed: int,
         *,
         weights: Sequence[float] | None = None,
+        balance: Literal["stores", "modality"] = "stores",
         include: Collection[str] | None = None,
         exclude: Collection[str] = (),
         few_slices: bool = False,
@@ -153,13 +156,17 @@ class SamplingPlan:
             eligible = _enough_of_modality(eligible, modality, spec.group)
         self._check(eligible, patch_size or spec.size)
         self.volumes: list[int] = eligible
-        self._weights = self._subjects_per_store(eligible, subjects) if weights is None else weights
+
+        def forests(of: Sequence[str]) -> dict[str, _Forest]:
+            rows = {m: [v for v in eligible if of[v] == m] for m in sorted({of[v] for v in eligible})}
+            return {m: self._forest(volumes, subjects, sessions, weights) for m, volumes in rows.items()}
+
         self._modality = modality if spec.same_modality else None
-        kinds = {m: [v for v in eligible if modality[v] == m] for m in {modality[v] for v in eligible}}
-        self._all = self._forest(eligible, subjects, sessions)
-        self._by_modality = (
-            {m: self._forest(rows, subjects, sessions) for m, rows in kinds.items()} if spec.same_modality else {}
-        )
+        self._by_modality = forests(modality) if spec.same_modality else {}
+        if balance == "modality":  # four channels of MR are as much MR as one
+            self._all = _joined(forests([" ".join(sorted(set(m.split()))) for m in modality]).values())
+        else:
+            self._all = self._forest(eligible, subjects, sessions, weights)
         self.crops_per_volume = crops_per_volume
         self._order = self._all.order(self.seed) if crops_per_volume > 1 else None
         self._coordinates: LRU[int, list[np.ndarray]] = LRU(LABEL_COORDINATES)
@@ -324,18 +331,22 @@ class SamplingPlan:
                 )
         return weights
 
-    def _subjects_per_store(self, eligible: list[int], subjects: list[str]) -> list[float]:
-        found: list[set[str]] = [set() for _ in self.stores]
-        for volume in eligible:
-            found[self.locate(volume)[0]].add(subjects[volume])
-        return [float(len(s)) for s in found]
-
-    def _forest(self, volumes: Sequence[int], subjects: list[str], sessions: list[str]) -> _Forest:
+    def _forest(
+        self, volumes: Sequence[int], subjects: list[str], sessions: list[str], weights: Sequence[float] | None
+    ) -> _Forest:
         parts: list[list[int]] = [[] for _ in self.stores]
         for volume in volumes:
             parts[self.locate(volume)[0]].append(volume)
         trees = [_Hierarchy(p, [subjects[v] for v in p], [sessions[v] for v in p]) for p in parts]
-        return _Forest(trees, self._weights)
+        return _Forest(trees, [float(tree.n_subjects) for tree in trees] if weights is None else weights)
+
+
+def _joined(forests: Iterable[_Forest]) -> _Forest:
+    """One forest in which each of these is drawn as often as the others."""
+    parts = [
+        (tree, w / sum(forest.weights)) for forest in forests for tree, w in zip(forest.hierarchies, forest.weights)
+    ]
+    return _Forest([tree for tree, _ in parts], [w for _, w in parts])
 
 
 def split_holdout(stores: Sequence[Source], share: float, seed: int) -> set[str]:

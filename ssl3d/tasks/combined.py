@@ -22,6 +22,7 @@ from ssl3d.regions import RegionBatch, RegionSpec, Size3, largest
 from ssl3d.schema import Later
 from ssl3d.seeding import global_stream
 from ssl3d.tasks.task import PretextTask
+from ssl3d.tasks.trained_network import Trained
 
 RESERVED = ("collapse", "data", "holdout", "preview", "probe", "time")  # what other logged names begin with
 MEMORY = 0.9  # of the running means of gradient norms, a measurement
@@ -91,6 +92,11 @@ class Combined(PretextTask):
     def placed_size(self) -> Size3:
         """The largest that any task places."""
         return largest([part.placed_size for part in self.parts().values()])
+
+    def trained_networks(self) -> dict[str, Trained]:
+        """Those of all tasks."""
+        named = {name: part.trained_networks() for name, part in self.parts().items()}
+        return {f"tasks.{name}.{key}": one for name, found in named.items() for key, one in found.items()}
 
     def parts(self) -> dict[str, PretextTask]:
         """The tasks by name."""

@@ -15,6 +15,7 @@ from ssl3d.augment import Compose
 from ssl3d.losses.dense import wide
 from ssl3d.losses.gather import gather, world_size
 from ssl3d.losses.matching import edge_directions, global_affinity, hamming, local_affinity, soft_matching
+from ssl3d.losses.standardised import standardised_rows
 from ssl3d.models.backbone import Backbone
 from ssl3d.models.projector import Projector
 from ssl3d.regions import RegionBatch, size3
@@ -72,7 +73,7 @@ class GraphMatching(TwoViews):
 
         Raises ValueError on a step of a single scan.
         """
-        embedded = wide(self.projector(self.backbone.pool(features)))
+        embedded = self.embed(features)
         first, second = (gather(half.contiguous()) for half in embedded.chunk(2))
         if len(first) < 2:
             raise ValueError(
@@ -104,7 +105,7 @@ class GraphMatching(TwoViews):
         cells = F.adaptive_avg_pool3d(wide(coarsest), grid).flatten(2).transpose(1, 2)
         valid = torch.cat([view.valid_mask() for view in views]).to(cells.dtype)
         seen = F.adaptive_avg_pool3d(valid, grid).flatten(1)
-        embedded = wide(self.local_projector(cells))
+        embedded = wide(self.local_projector(standardised_rows(cells, seen >= CELL_VALID)))
         first, second = (gather(half.contiguous()) for half in embedded.chunk(2))
         first_seen, second_seen = (gather(half.contiguous()) >= CELL_VALID for half in seen.chunk(2))
         with torch.autocast(embedded.device.type, enabled=False):

@@ -17,6 +17,7 @@ from ssl3d.augment.spatial import on_device
 from ssl3d.augment.transform import check_probability
 from ssl3d.losses.clusters import LEAST_EPSILON, assignment_cost, balanced_codes, mean_of_costs, mean_where
 from ssl3d.losses.dense import wide
+from ssl3d.losses.standardised import standardised_rows
 from ssl3d.models.backbone import Backbone
 from ssl3d.models.projector import Projector
 from ssl3d.regions import Geometry, RegionBatch, RegionSpec, Size3
@@ -100,9 +101,9 @@ class JointClustering(PretextTask):
         """Normalised batch -> loss, its three terms, `matched_share` and `prototypes_used`; pictures."""
         views, geometries = zip(*(self.augment(batch, self.placed_size, view) for view in (0, 1)))
         images = torch.cat([cut(view.image, self.slices) for view in views])
-        pooled = self.projector(self.backbone.pool(self.backbone.encode(images)))
-        embedded = F.normalize(wide(pooled), dim=-1).unflatten(0, (2, len(batch), self.slices))
         seen = torch.stack([usable(view.valid_mask(), self.slices) for view in views])
+        pooled = wide(self.backbone.pool(self.backbone.encode(images))).unflatten(0, seen.shape)
+        embedded = F.normalize(wide(self.projector(standardised_rows(pooled, seen))), dim=-1)
         wholes = torch.stack([F.normalize(wide(self.attention(z, s)[0]), dim=-1) for z, s in zip(embedded, seen)])
         hidden = self.hidden_cost(embedded, seen, batch.seed)
         with torch.autocast(images.device.type, enabled=False):

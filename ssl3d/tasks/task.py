@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from ssl3d.models.backbone import Backbone
 from ssl3d.regions import RegionBatch, RegionSpec, Size3
+from ssl3d.tasks.trained_network import Trained
 
 
 class Objective(nn.Module):
@@ -34,6 +37,13 @@ class Objective(nn.Module):
     def placed_size(self) -> Size3:
         """Voxels (D,H,W) that are placed inside a volume when a region is drawn: the input, unless a task says more."""
         return self.input_size
+
+    def trained_networks(self) -> Mapping[str, Trained]:
+        """Networks that must hold trained weights before the first step, by their keys of the recipe's task section.
+
+        None by default. The training loop fills them, as a task reads no files.
+        """
+        return {}
 
     def forward(self, batch: RegionBatch, preview: bool = False) -> dict[str, Tensor]:
         """Normalised batch -> {"loss": scalar, ...}: "loss" is optimised, other scalars are logged.

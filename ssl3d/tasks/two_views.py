@@ -8,6 +8,7 @@ from torch import Tensor
 from ssl3d.augment import Compose, check_differ
 from ssl3d.losses.dense import wide
 from ssl3d.losses.gather import gather
+from ssl3d.losses.standardised import standardised_rows
 from ssl3d.models.backbone import Backbone
 from ssl3d.models.projector import Projector
 from ssl3d.regions import RegionBatch, RegionSpec
@@ -64,12 +65,16 @@ class TwoViews(PretextTask):
 
     def scores(self, views: list[RegionBatch], features: list[Tensor]) -> dict[str, Tensor]:
         """Encoder features of both views, the first view's samples first -> loss, `similarity` (mean cosine)."""
-        embedded = wide(self.projector(self.backbone.pool(features)))
+        embedded = self.embed(features)
         first, second = (gather(half.contiguous()) for half in embedded.chunk(2))
         with torch.autocast(embedded.device.type, enabled=False):
             loss = self.compare(first, second)
             similarity = torch.cosine_similarity(first.detach(), second.detach()).mean()
         return {"loss": loss, "similarity": similarity}
+
+    def embed(self, features: list[Tensor]) -> Tensor:
+        """Encoder features (rows: views of scans) -> (rows, out_dim), from pooled features standardised over all."""
+        return wide(self.projector(standardised_rows(wide(self.backbone.pool(features)))))
 
     def compare(self, first: Tensor, second: Tensor) -> Tensor:
         """Embeddings (B, out_dim) of the two views, of all ranks -> loss."""

@@ -26,6 +26,7 @@ from ssl3d.tasks.task import PretextTask
 from ssl3d.terminal import say
 from ssl3d.testing.matrix import model_node, small_backbone, small_size, small_task, task_node
 from ssl3d.testing.small_store import write_small
+from ssl3d.testing.teachers import with_teachers
 from ssl3d.train import train
 
 STEPS = 20
@@ -52,12 +53,13 @@ def shrunk(name: str, store: Path, folder: Path) -> Recipe:
     values = config.read(config.find(name))
     family = schema.target_class(values["model"], Backbone, "model")
     task = schema.target_class(values["task"], PretextTask, "task")
+    channels = {"in_channels": values["model"].get("in_channels", 1)}
     backbone = small_backbone(family)
     alone = math.prod(small_size(backbone)) > LARGE and task_samples(task, backbone) == 1
     values["run"] = {"dir": str(folder), **RUN}
     values["data"] |= {"store": str(store), "batch_size": 1 if alone else 2, "workers": 0, "holdout": 0.0}
-    values["model"] = model_node(family)
-    values["task"] = shrunk_task(values["task"], backbone)
+    values["model"] = model_node(family) | channels
+    values["task"] = with_teachers(shrunk_task(values["task"], backbone), folder)
     values["optim"]["warmup_steps"] = 5
     return config.load(values | {"wandb": {"mode": "disabled"}})
 

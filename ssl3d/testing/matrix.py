@@ -93,6 +93,7 @@ def task_node(cls: type, backbone: Backbone) -> dict[str, Any]:
         "CUTS": {"patch_size": size, "local_patch": 3, "anchors": 8, "out_dim": 8},
         "GraphMatching": {"patch_size": size, "augment": VIEWS, "cells": 2, "hidden_dim": 16, "out_dim": 8},
         "DINO": {"global_size": size, "local_size": size, "global_augment": VIEWS, "local_augment": VIEWS} | crops,
+        "Distillation": {"patch_size": size, "teacher": model_node(type(backbone))},
         "HiEndMAE": {"patch_size": size, "decoder_dim": 32, "decoder_heads": 2, "decoder_depth": 1},
         "JEPA": {"patch_size": size, "target_scale": (0.2, 0.5), "predictor_dim": 32, "predictor_depth": 1},
         "LeJEPA": {"patch_size": size, "augment": VIEWS, "directions": 16} | heads,

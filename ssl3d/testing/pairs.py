@@ -37,6 +37,7 @@ from ssl3d.testing.matrix import (
     task_node,
 )
 from ssl3d.testing.small_store import write_small
+from ssl3d.testing.teachers import with_teachers
 from ssl3d.testing.toys import make_batch
 from ssl3d.train import train
 
@@ -171,7 +172,9 @@ def resume(task: type, family: type, store: Path, folder: Path) -> Path:
 
     Raises AssertionError naming the first tensor or number that differs.
     """
-    loaded = config.load(recipe(task, family, str(store), str(folder)))
+    values = recipe(task, family, str(store), str(folder))
+    values["task"] = with_teachers(values["task"], folder)
+    loaded = config.load(values)
     train(loaded)
     whole = checkpoint.open_run(folder)
     (folder / checkpoint.FOLDER / checkpoint.LAST).unlink()

@@ -11,7 +11,7 @@ from ssl3d.models.backbone import BackboneSpec
 from ssl3d.weights.container import digest
 from ssl3d.weights.recognised import Hints, Recognised, State, UnusableWeightsError
 
-_KEPT = ("step", "seen_digest")
+_KEPT = ("step", "seen_digest", "trained_decoder")
 
 
 def read_run(path: Path) -> tuple[Recognised, str]:

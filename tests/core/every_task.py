@@ -12,6 +12,7 @@ from ssl3d.config import Recipe, load
 from ssl3d.models.resenc import ResEncUNet
 from ssl3d.models.vit import ViT
 from ssl3d.testing.matrix import model_node, refusal, small_backbone, task_classes, task_node
+from ssl3d.testing.teachers import with_teachers
 from ssl3d.train import train
 
 STEPS, BATCH = 20, 4
@@ -29,7 +30,7 @@ def recipe(name: str, store: Path, folder: Path) -> Recipe:
             },
             "data": {"store": str(store), "batch_size": BATCH, "workers": 0},
             "model": model_node(family),
-            "task": task_node(task, small_backbone(family)),
+            "task": with_teachers(task_node(task, small_backbone(family)), folder / "teachers"),
             # SGD: Adam would blow the rounding of gradients that are zero (biases before a norm) up to whole steps
             "optim": {"lr": 1e-2, "name": "sgd", "momentum": 0.9, "warmup_steps": 5, "clip_norm": 1.0, "ema": 0.9},
         }

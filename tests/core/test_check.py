@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl3d import config, schema
-from ssl3d.check import activation_bytes, check, on_gpu, step_flops, weight_bytes
+from ssl3d.check import _kept_bytes, activation_bytes, check, on_gpu, step_flops, weight_bytes
 from ssl3d.config import ConfigError
 from ssl3d.gpus import Gpu
 from ssl3d.models.backbone import Backbone
@@ -169,3 +171,33 @@ def test_keys_that_exclude_each_other_are_refused_before_training():
     with pytest.raises(ConfigError) as error:
         check("sparse_mae_resenc_s", ["run.strategy=fsdp", "run.channels_last=true", "run.precision=16-mixed"])
     assert len(str(error.value).splitlines()) == 3
+
+
+def test_a_trained_teacher_is_counted_at_its_own_size():
+    """The continual recipe: MAE at 48 voxels alone, and what its teacher and student at 32 add."""
+
+    def teraflops(name, *overrides):
+        (line,) = (text for text in check(name, overrides).splitlines() if text.startswith("FLOPs"))
+        return float(line.split()[1])
+
+    alone, both = teraflops("mae_resenc_s"), teraflops("continual_mae_resenc_s")
+    share = (32 / 48) ** 3
+    assert alone * (1 + share) < both < alone * (1 + 2 * share)
+    assert "1 through tasks.keep.teacher" in check("continual_mae_resenc_s")
+
+
+def test_an_interpolation_follows_overrides():
+    said = check("continual_mae_resenc_s", ["model.init=runs/old"])
+    assert said.count("init: runs/old") == 2
+
+
+def test_counting_leaves_no_network_behind():
+    """Saved tensors that hold their own graph are never freed: a gigabyte for each recipe of a large network."""
+    recipe = config.load("mae_resenc_s", unset=("data.store",))
+    backbone = config.build_model(recipe)
+    objective = config.build_task(recipe, config.build_model(recipe))
+    left = weakref.ref(next(backbone.parameters()))
+    assert _kept_bytes(recipe, objective, backbone, 1) > 0
+    del backbone
+    gc.collect()
+    assert left() is None

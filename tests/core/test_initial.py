@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import pandas as pd
 import pytest
 import torch
 from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
@@ -11,6 +12,7 @@ from torch import nn
 from ssl3d import checkpoint, initial
 from ssl3d.config import load
 from ssl3d.models.unet3d import UNet3D
+from ssl3d.tasks.distillation import Distillation
 from ssl3d.tasks.mae import MAE
 from ssl3d.train import _objective, train
 
@@ -120,3 +122,79 @@ def test_weights_of_another_network_name_the_one_they_are_of(tiny, tmp_path):
     torch.save({"state_dict": {f"module.{k}": v for k, v in UNet3D(width=2).state_dict().items()}}, path)
     with pytest.raises(ValueError, match=r"model\.init: .*UNet3D.* set model\._target_=ssl3d\.models\.unet3d\.UNet3D"):
         train(tiny(f"model.init={path}"))
+
+
+def distilled(tiny, init, *overrides):
+    """The tiny recipe with Distillation in the place of MAE, from a teacher of the same network."""
+    values = tiny().to_dict()
+    teacher = {key: values["model"][key] for key in ("_target_", "arch_kwargs")} | {"init": init}
+    values["task"] = {
+        "_target_": "ssl3d.tasks.distillation.Distillation", "teacher": teacher, "patch_size": [8, 16, 12],
+        "decoder": True,
+    }  # fmt: skip
+    return load(values, overrides)
+
+
+def test_a_trained_teacher_is_filled_recorded_and_no_more_needed_to_resume(tiny, tmp_path):
+    large = train(tiny(f"run.dir={tmp_path / 'large'}", 'data.include=["patient0"]', "run.steps=2"))
+    recipe = distilled(tiny, str(large), 'data.include=["patient1"]', "run.steps=2")
+    run = train(recipe)
+    content = checkpoint.open_run(run)
+    theirs = checkpoint.load_backbone(large).state_dict()
+    assert all(torch.equal(content["model"][f"teacher.{name}"], value) for name, value in theirs.items())
+    record = initial.load(run)
+    assert (
+        record is not None
+        and record.record["teachers"]["task.teacher"]["init"] == str(large)
+        and record.unknown() == []
+    )
+    assert set(record.seen["subject"]) == {"patient0"}, "what the teacher saw, the student may have learnt"
+    assert set(pd.read_parquet(run / "seen.parquet")["subject"]) == {"patient0", "patient1"}
+
+
+def test_a_resume_never_reads_the_teacher_again(tiny, tmp_path, monkeypatch):
+    large = train(tiny(f"run.dir={tmp_path / 'large'}", "run.steps=1"))
+    calls, forward = [], Distillation.forward
+
+    def stopping(self, batch, preview=False):
+        calls.append(1)
+        if len(calls) == 4:
+            raise Stop
+        return forward(self, batch, preview)
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(Distillation, "forward", stopping)
+        train(distilled(tiny, str(large)))
+    shutil.rmtree(large)
+    assert checkpoint.open_run(train(distilled(tiny, str(large))))["step"] == 8
+
+
+def test_a_teacher_of_another_program_has_seen_nobody_knows_what(tiny, published):
+    run = train(distilled(tiny, str(published), "run.steps=1", "task.decoder=false"))
+    assert initial.load(run).unknown() == [f"{published} (nnU-Net ResidualEncoderUNet)"]
+
+
+@pytest.mark.parametrize(
+    ("init", "message"),
+    [
+        (None, r"^task\.teacher\.init is not set: name the run or weights file"),
+        ("nowhere.pth", r"^task\.teacher\.init: there is no run or weights file 'nowhere\.pth'"),
+    ],
+)
+def test_a_teacher_without_weights_is_refused(tiny, init, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        train(distilled(tiny, init))
+
+
+def test_a_teacher_whose_decoder_was_not_trained_is_refused_where_it_is_used(tiny, tmp_path):
+    contrast = {
+        "_target_": "ssl3d.tasks.simclr.SimCLR", "patch_size": [8, 16, 12], "hidden_dim": 8, "out_dim": 4,
+        "augment": {
+            "_target_": "ssl3d.augment.Compose", "transforms": [{"_target_": "ssl3d.augment.SpatialTransform"}],
+        },
+    }  # fmt: skip
+    values = tiny(f"run.dir={tmp_path / 'contrast'}", "run.steps=1").to_dict() | {"task": contrast}
+    encoder_only = train(load(values))
+    with pytest.raises(ValueError, match=r"^task\.teacher\.init: .* holds no trained decoder: .* decoder=false"):
+        train(distilled(tiny, str(encoder_only)))
+    assert train(distilled(tiny, str(encoder_only), "task.decoder=false", "run.steps=1")).is_dir()

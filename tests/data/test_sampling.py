@@ -68,6 +68,22 @@ def test_stores_are_drawn_by_weight(tmp_path):
         SamplingPlan(stores, RegionSpec((4, 4, 4), group=2), seed=0, weights=[1, 0])
 
 
+def test_modalities_are_drawn_alike_and_within_each_its_stores_by_weight(tmp_path):
+    """Nine CTs and a store of three MRs with one channel; another MR has two, and is no modality of its own."""
+    ct = small_store(tmp_path / "ct.zarr", [f"c{k}" for k in range(9)], modality=["ct"])
+    mr = small_store(tmp_path / "mr.zarr", [f"m{k}" for k in range(3)], modality=["mr"])
+    two = small_store(tmp_path / "two.zarr", ["t0"], modality=["mr", "mr"], channels=2)
+
+    def shares(**options):
+        plan = SamplingPlan([ct, mr, two], RegionSpec((4, 4, 4)), seed=0, balance="modality", **options)
+        return np.bincount([plan.sample(i).store for i in range(4000)], minlength=3) / 4000
+
+    np.testing.assert_allclose(shares(), [1 / 2, 3 / 8, 1 / 8], atol=0.025)
+    np.testing.assert_allclose(shares(weights=[5, 1, 3]), [1 / 2, 1 / 8, 3 / 8], atol=0.025)
+    np.testing.assert_allclose(shares(crops_per_volume=4), [1 / 2, 3 / 8, 1 / 8], atol=0.025)
+    np.testing.assert_allclose(shares(exclude={"t0", "m0", "m1", "m2"}), [1, 0, 0])
+
+
 def test_centres_are_uniform_in_the_foreground_box(tmp_path):
     root = tmp_path / "s.zarr"
     create_store(root)

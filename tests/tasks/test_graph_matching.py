@@ -45,6 +45,10 @@ class TestOnTokensWithPadding(TestGraphMatching):
         torch.testing.assert_close(self.loss(task, batch._map(lambda t: t[order])), self.loss(task, batch))
 
 
+def deviation(views: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat(views).flatten(0, -2).std(0, correction=0)
+
+
 def test_loss_is_that_of_a_slow_twin():
     """First order, so that the twin is short; edges have theirs in tests/losses/test_matching.py."""
     task = GraphMatching(TinyUNet(), augment=views(), **SMALL, global_share=0.7, edge_weight=0.0).double().eval()
@@ -55,9 +59,12 @@ def test_loss_is_that_of_a_slow_twin():
     with torch.no_grad():
         for view in (0, 1):
             features = task.backbone.encode(task.augment(batch, SIZE, view)[0].image)
-            pooled.append(task.projector(task.backbone.pool(features)).numpy())
+            pooled.append(task.backbone.pool(features))
             coarse = features[-1].reshape(3, -1, 2, 2, 2, 4, 2, 6).mean((3, 5, 7)).flatten(2).transpose(1, 2)
-            cells.append(task.local_projector(coarse).numpy())
+            cells.append(coarse)
+        pooled = [task.projector((one - torch.cat(pooled).mean(0)) / deviation(pooled)).numpy() for one in pooled]
+        mean = torch.cat(cells).mean((0, 1))
+        cells = [task.local_projector((one - mean) / deviation(cells)).numpy() for one in cells]
 
     def unit(x):
         return x / np.linalg.norm(x, axis=-1, keepdims=True)

@@ -76,9 +76,11 @@ def test_loss_is_that_of_a_slow_twin():
     assert 0.6 < torch.stack(seen).float().mean() < 1, "views that reach beyond what was read"
     scores, codes, wholes, hidden = [], [], [], []
     with torch.no_grad():
-        for number, (view, _) in enumerate(moved):
-            slabs = [view.image[:, :, 4 * s : 4 * s + 4] for s in range(3)]
-            z = torch.stack([task.projector(task.backbone.pool(task.backbone.encode(x))) for x in slabs], dim=1)
+        slabs = [torch.stack([v.image[:, :, 4 * s : 4 * s + 4] for s in range(3)], 1) for v, _ in moved]
+        pooled = [task.backbone.pool(task.backbone.encode(x.flatten(0, 1))).unflatten(0, (3, 3)) for x in slabs]
+        every = torch.cat([x[s] for x, s in zip(pooled, seen)])
+        for number in (0, 1):
+            z = task.projector((pooled[number] - every.mean(0)) / every.std(0, correction=0))
             z = torch.nn.functional.normalize(z, dim=-1)
             whole = torch.nn.functional.normalize(task.attention(z, seen[number])[0], dim=-1)
             scores.append(z.numpy() @ prototypes.T)

@@ -18,6 +18,7 @@ from ssl3d.regions import RegionBatch
 from ssl3d.tasks.combined import Combined, WeightedTask
 from ssl3d.tasks.cuts import CUTS
 from ssl3d.tasks.dino import DINO
+from ssl3d.tasks.distillation import Distillation
 from ssl3d.tasks.graph_matching import GraphMatching
 from ssl3d.tasks.hi_end_mae import HiEndMAE
 from ssl3d.tasks.jepa import JEPA
@@ -33,6 +34,7 @@ from ssl3d.tasks.sparse_mae import SparseMAE
 from ssl3d.tasks.swin_unetr_pretext import SwinUNETRPretext
 from ssl3d.tasks.synthesis import Synthesis
 from ssl3d.tasks.task import PretextTask
+from ssl3d.tasks.trained_network import TrainedNetwork
 from ssl3d.tasks.vicreg import VICReg
 from ssl3d.tasks.voco import VoCo
 from ssl3d.tasks.volume_fusion import VolumeFusion
@@ -55,11 +57,13 @@ def combined(balance) -> Combined:
 
 CROPS = {"global_size": SIZE, "local_size": (4, 8, 12), "global_augment": VIEWS, "local_augment": VIEWS}
 CROPS |= {"local_crops": 1, "hidden_dim": 16, "bottleneck_dim": 8, "prototypes": 6}
+TEACHER = {"_target_": "ssl3d.testing.toys.TinyUNet", "width": 12}
 TASKS: dict[str, Callable[[], PretextTask]] = {
     "MAE": lambda: MAE(TinyUNet(), SIZE, mask_block=(2, 4, 4), augment=VIEWS),
     "MAE on tokens": lambda: MAE(ViT("tiny", patch_size=(2, 4, 4)), SIZE, mask_block=(2, 4, 4), decoder_dim=32),
     "HiEndMAE": lambda: HiEndMAE(ViT("tiny", patch_size=(2, 4, 4)), SIZE, decoder_dim=32, decoder_heads=2),
     "JEPA": lambda: JEPA(ViT("tiny", patch_size=(2, 4, 4)), SIZE, predictor_dim=32, predictor_depth=1),
+    "Distillation": lambda: Distillation(TinyUNet(), TrainedNetwork(TEACHER), SIZE, decoder=True, augment=VIEWS),
     "SparseMAE": lambda: SparseMAE(ResEncUNet("S", arch_kwargs=RESENC), SIZE, 0.6, (2, 4, 4), VIEWS),
     "SimMIM": lambda: SimMIM(ViT("tiny", patch_size=(2, 4, 4)), SIZE, mask_block=(2, 4, 4)),
     "PositionRegression": lambda: PositionRegression(TinyUNet(), SIZE, mask_share=0.5, augment=VIEWS),
