@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import importlib.util
 import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import NoReturn
 
-from ssl3d import __version__
-
-ROOT = Path(__file__).resolve().parent.parent  # ssl3d, preprocessing, downstream and recipes lie side by side
+from ssl3d import __version__, api, export, train
 
 
 class UsageError(Exception):
@@ -45,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _explain(error: Exception, debug: bool) -> int:
-    if isinstance(error, UsageError):
+    if isinstance(error, (UsageError, api.HiddenPackageError)):
         return _fail(str(error), 2, debug)
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return _fail(f"{error.filename}: {error.strerror}", 1, debug)
@@ -65,17 +61,8 @@ def _fail(message: str, code: int, debug: bool) -> int:
     return code
 
 
-def _ours(name: str) -> ModuleType:
-    """Import preprocessing or downstream, and refuse a namesake of the user's that hides it."""
-    module = importlib.import_module(name)
-    found = Path(module.__file__ or "").resolve().parent.parent
-    if found != ROOT:
-        raise UsageError(f"another '{name}' in {found} hides the one of ssl3d: rename it, or run from another folder")
-    return module
-
-
 def _convert(o: argparse.Namespace) -> int:
-    report = _ours("preprocessing").convert(
+    report = api.convert(
         o.paths[:-1],
         o.paths[-1],
         spacing=o.spacing,
@@ -95,22 +82,17 @@ def _convert(o: argparse.Namespace) -> int:
 
 def _inspect(o: argparse.Namespace) -> int:
     if not o.verify:
-        sys.stdout.write(_ours("preprocessing").inspect(o.store, html=o.html).rstrip() + "\n")
+        sys.stdout.write(api.neighbour("preprocessing").inspect(o.store, html=o.html).rstrip() + "\n")
         return 0
     if o.html:
         raise UsageError("--verify and --html are two things: ask for one after the other")
-    report = _ours("preprocessing").verify(o.store)
+    report = api.neighbour("preprocessing").verify(o.store)
     sys.stdout.write(report.text + "\n")
     return report.exit_code
 
 
 def _train(o: argparse.Namespace) -> int:
-    from ssl3d.config import load
-
-    recipe = load(o.recipe, o.overrides)
-    from ssl3d.train import train
-
-    sys.stdout.write(f"{train(recipe)}\n")
+    sys.stdout.write(f"{train(o.recipe, o.overrides)}\n")
     return 0
 
 
@@ -155,15 +137,12 @@ def _sweep(o: argparse.Namespace) -> int:
 
 
 def _export(o: argparse.Namespace) -> int:
-    from ssl3d.export import export
-    from ssl3d.trackers.wandb import log_export
-
     report = export(
-        Path(o.run),
+        o.run,
         o.to,
-        Path(o.out),
-        plans=o.plans and Path(o.plans),
-        dataset_json=o.dataset_json and Path(o.dataset_json),
+        o.out,
+        plans=o.plans,
+        dataset_json=o.dataset_json,
         in_channels=o.in_channels,
         architecture=o.architecture,
         minimum=o.minimum,
@@ -173,26 +152,25 @@ def _export(o: argparse.Namespace) -> int:
         strict=o.strict,
     )
     sys.stdout.write(report.text().rstrip() + "\n")
-    log_export(Path(o.run), report)
     return 0
 
 
 def _evaluate(o: argparse.Namespace) -> int:
     overrides = [r for r in o.runs if "=" in r and not Path(r).exists()]
     runs = [r for r in o.runs if r not in overrides]
-    report = _ours("downstream").evaluate(runs, o.suite, o.out, overrides, o.plan_only)
+    report = api.evaluate(runs, o.suite, o.out, overrides, o.plan_only)
     sys.stdout.write(f"{report}\n")
     return 0
 
 
 def _report(o: argparse.Namespace) -> int:
-    for path in _ours("downstream").redraw([Path(d) for d in o.dirs]):
+    for path in api.neighbour("downstream").redraw([Path(d) for d in o.dirs]):
         sys.stdout.write(f"{path}\n")
     return 0
 
 
 def _quickstart(o: argparse.Namespace) -> int:
-    _ours("downstream").quickstart(Path(o.out), None if o.data is None else Path(o.data))
+    api.neighbour("downstream").quickstart(Path(o.out), None if o.data is None else Path(o.data))
     return 0
 
 

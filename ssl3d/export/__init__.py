@@ -22,12 +22,12 @@ TARGETS: dict[str, tuple[str, ...]] = {
 
 
 def export(
-    run: Path,
+    run: str | Path,
     to: str,
-    out: Path,
+    out: str | Path,
     *,
-    plans: Path | None = None,
-    dataset_json: Path | None = None,
+    plans: str | Path | None = None,
+    dataset_json: str | Path | None = None,
     in_channels: int | None = None,
     architecture: Literal["own", "planned"] | None = None,
     minimum: float | None = None,
@@ -38,6 +38,7 @@ def export(
 ) -> ExportReport:
     """Export the backbone of a run (or weights file) to the folder `out` for the program `to`, a key of TARGETS.
 
+    Returns what became of each tensor, and the files that were written; a run that wandb follows notes the export.
     The options are those of the target's own function (`export_nnunet`, ...); one that it has not is refused.
     `inflate`, `cast`, `trust` (and `minimum`) decide how a weights file of another program is read (ssl3d.weights).
     `strict`: refuse what is not copied bit by bit.
@@ -45,17 +46,19 @@ def export(
     """
     from ssl3d.checkpoint import is_foreign
     from ssl3d.models.transfer import MINIMUM
+    from ssl3d.trackers.wandb import log_export
 
     if to not in TARGETS:
         raise ValueError(f"--to {to}: there is no export for '{to}'; available are {', '.join(TARGETS)}")
     given = {
-        "plans": plans,
-        "dataset_json": dataset_json,
+        "plans": None if plans is None else Path(plans),
+        "dataset_json": None if dataset_json is None else Path(dataset_json),
         "in_channels": in_channels,
         "architecture": architecture,
         "minimum": minimum,
     }
     options = {name: value for name, value in given.items() if value is not None}
+    run = Path(run)
     foreign = is_foreign(run)
     reading = {"inflate": inflate, "cast": cast, "trust": trust}
     if not foreign and (useless := [name for name, value in reading.items() if value]):
@@ -73,11 +76,12 @@ def export(
     read = Choices(trust, cast, inflate or "mean", MINIMUM if minimum is None else minimum)
     if "minimum" not in TARGETS[to]:
         options.pop("minimum", None)
-    source = Source.open(Path(run), read, strict)
+    source = Source.open(run, read, strict)
     module = importlib.import_module(f"ssl3d.export.{to}")  # only now: torch and the networks take seconds to load
     write = getattr(module, f"export_{to}")
     report: ExportReport = write(source, Path(out), strict=strict, **options)
     if source.imported is not None:
         report.imported = source.imported
         report.save(Path(out))
+    log_export(run, report)
     return report

@@ -28,7 +28,8 @@ from ssl3d.models.resenc import ResEncUNet
 from ssl3d.models.unet3d import UNet3D
 from ssl3d.models.vit import ViT
 from ssl3d.schema import ConfigError
-from ssl3d.train import _objective, train
+from ssl3d.loop import _objective
+from ssl3d.train import train
 
 SIZE = (16, 16, 24)
 
@@ -166,7 +167,7 @@ def test_scoring_on_the_way_changes_nothing(make, tmp_path):
     plain = config.load(recipe(context, measure, cell))
     end = checkpoint.open_run(train(plain))
     watched = config.load(recipe(context, measure, cell), [f"run.dir={tmp_path / 'watched'}"])
-    run = train(watched, [Keep([1, 3])])
+    run = train(watched, observers=[Keep([1, 3])])
     other = checkpoint.open_run(run)
     for part in ("model", "average"):
         assert all(torch.equal(v, other[part][k]) for k, v in end[part].items())
