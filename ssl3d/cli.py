@@ -169,6 +169,14 @@ def _report(o: argparse.Namespace) -> int:
     return 0
 
 
+def _doctor(o: argparse.Namespace) -> int:
+    from ssl3d import doctor
+
+    findings = doctor.examine(o.store, o.dir)
+    sys.stdout.write((doctor.as_json(findings) if o.json else doctor.as_text(findings)) + "\n")
+    return int(any(finding.state == doctor.State.WRONG for finding in findings))
+
+
 def _quickstart(o: argparse.Namespace) -> int:
     api.neighbour("downstream").quickstart(Path(o.out), None if o.data is None else Path(o.data))
     return 0
@@ -289,6 +297,11 @@ def _verbs() -> dict[str, tuple[Callable[[argparse.Namespace], int], str, str, C
         add("--out", default="runs/quickstart", metavar="DIR")
         add("--data", metavar="DIR", help="a labelled MSD folder in place of the synthetic anatomy")
 
+    def doctor(add: Add) -> None:
+        add("--store", metavar="PATH", help="where a store will be: is there room?")
+        add("--dir", metavar="PATH", help="where runs will be: is there room?")
+        add("--json", action="store_true", help="for programs")
+
     return {
         "convert": (_convert, "turn raw scans into a store; the same command again resumes", _CONVERT, convert),
         "inspect": (_inspect, "say what a store holds", "ssl3d inspect my.zarr --html my.html", inspect),
@@ -308,4 +321,6 @@ def _verbs() -> dict[str, tuple[Callable[[argparse.Namespace], int], str, str, C
         "report": (_report, "redraw or compare evaluations and runs", "ssl3d report eval", report),
         "quickstart": (_quickstart, "the whole chain on synthetic anatomy, minutes on a CPU",
                        "ssl3d quickstart --out runs/quickstart", quickstart),
+        "doctor": (_doctor, "say whether this machine is fit, and what to mend; 1 when something is wrong",
+                   "ssl3d doctor --store /data/my.zarr --dir runs", doctor),
     }  # fmt: skip

@@ -10,9 +10,9 @@ from torch import nn
 
 from ssl3d import checkpoint, initial
 from ssl3d.config import load
+from ssl3d.loop import _objective
 from ssl3d.models.unet3d import UNet3D
 from ssl3d.tasks.mae import MAE
-from ssl3d.loop import _objective
 from ssl3d.train import train
 
 

@@ -20,6 +20,7 @@ from downstream.setup import prepare
 from downstream.snapshots import Keep, read_kept
 from downstream.suite import load_suite
 from ssl3d import checkpoint, config
+from ssl3d.loop import _objective
 from ssl3d.models.backbone import Backbone
 from ssl3d.models.dino_vit import DinoViT
 from ssl3d.models.lora import LoRALinear, add_lora
@@ -28,7 +29,6 @@ from ssl3d.models.resenc import ResEncUNet
 from ssl3d.models.unet3d import UNet3D
 from ssl3d.models.vit import ViT
 from ssl3d.schema import ConfigError
-from ssl3d.loop import _objective
 from ssl3d.train import train
 
 SIZE = (16, 16, 24)
