@@ -119,7 +119,8 @@ def _recipes(o: argparse.Namespace) -> int:
 def _copy(o: argparse.Namespace) -> int:
     from ssl3d import config
 
-    source, target = config.find(o.name), Path(o.file)
+    beside = config.RECIPES / o.name  # a job script (cluster/slurm.sh) is no recipe, and is edited as well
+    source, target = beside if beside.suffix == ".sh" and beside.is_file() else config.find(o.name), Path(o.file)
     if target.exists():
         raise UsageError(f"'{o.file}' exists already: choose another name")
     shutil.copyfile(source, target)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from ssl3d.export.report import ExportReport
@@ -48,8 +48,6 @@ def export(
     from ssl3d.models.transfer import MINIMUM
     from ssl3d.trackers.wandb import log_export
 
-    if to not in TARGETS:
-        raise ValueError(f"--to {to}: there is no export for '{to}'; available are {', '.join(TARGETS)}")
     given = {
         "plans": None if plans is None else Path(plans),
         "dataset_json": None if dataset_json is None else Path(dataset_json),
@@ -59,16 +57,8 @@ def export(
     }
     options = {name: value for name, value in given.items() if value is not None}
     run = Path(run)
-    foreign = is_foreign(run)
-    reading = {"inflate": inflate, "cast": cast, "trust": trust}
-    if not foreign and (useless := [name for name, value in reading.items() if value]):
-        raise ValueError(f"--{useless[0]} is for weights files of other programs; leave it out with '{run}'")
-    for name in options:
-        if name not in TARGETS[to] and not (name == "minimum" and foreign):
-            users = " and ".join(f"--to {target}" for target, own in TARGETS.items() if name in own)
-            raise ValueError(f"--{name.replace('_', '-')} is for {users} only; leave it out with --to {to}")
-    if minimum is not None and not 0 <= minimum <= 1:
-        raise ValueError(f"--minimum is {minimum:g}; it is a share, from 0 to 1")
+    reading = [name for name, value in (("inflate", inflate), ("cast", cast), ("trust", trust)) if value]
+    _check(run, to, options, reading, is_foreign(run))
 
     from ssl3d.export.source import Source
     from ssl3d.weights.recognised import Choices
@@ -85,3 +75,17 @@ def export(
         report.save(Path(out))
     log_export(run, report)
     return report
+
+
+def _check(run: Path, to: str, options: dict[str, Any], reading: list[str], foreign: bool) -> None:
+    """Raises ValueError for a target that is none, or an option that it, or this kind of weights, does not take."""
+    if to not in TARGETS:
+        raise ValueError(f"--to {to}: there is no export for '{to}'; available are {', '.join(TARGETS)}")
+    if not foreign and reading:
+        raise ValueError(f"--{reading[0]} is for weights files of other programs; leave it out with '{run}'")
+    for name in options:
+        if name not in TARGETS[to] and not (name == "minimum" and foreign):
+            users = " and ".join(f"--to {target}" for target, own in TARGETS.items() if name in own)
+            raise ValueError(f"--{name.replace('_', '-')} is for {users} only; leave it out with --to {to}")
+    if not 0 <= (share := options.get("minimum", 0)) <= 1:
+        raise ValueError(f"--minimum is {share:g}; it is a share, from 0 to 1")
