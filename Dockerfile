@@ -9,7 +9,7 @@ RUN python -m venv /opt/ssl3d \
 
 FROM python:3.12.8-slim-bookworm
 COPY --from=build /opt/ssl3d /opt/ssl3d
-RUN useradd --create-home --uid 1000 ssl3d && mkdir /work && chown ssl3d /work
+RUN useradd --create-home --uid 1000 ssl3d && install -d -m 1777 /work /home/ssl3d
 USER ssl3d
 WORKDIR /work
 ENV PATH=/opt/ssl3d/bin:$PATH HOME=/home/ssl3d MPLCONFIGDIR=/tmp/matplotlib
