@@ -24,8 +24,9 @@ NEWER = 77  # of setuptools, as pyproject.toml asks
 
 def build(source: Path, kind: str, out: Path) -> Path:
     code = f"import sys; from setuptools import build_meta; print(build_meta.build_{kind}(sys.argv[1]))"
-    done = subprocess.run([sys.executable, "-c", code, str(out)], cwd=source, capture_output=True, text=True, check=True)
-    return out / done.stdout.splitlines()[-1]
+    command = [sys.executable, "-c", code, str(out)]
+    said = subprocess.run(command, cwd=source, capture_output=True, text=True, check=True).stdout
+    return out / said.splitlines()[-1]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,8 @@ def test_the_source_distribution_can_be_tested_and_built_again(built: tuple[set[
 def test_the_wheel_runs_outside_the_checkout(built: tuple[set[str], Path], tmp_path: Path) -> None:
     with zipfile.ZipFile(built[1]) as wheel:
         wheel.extractall(tmp_path / "site")
-    code = ("import sys; sys.path[:] = [sys.argv[1], *(p for p in sys.path if 'site-packages' in p or 'python3' in p)]\n"
+    code = ("import sys\nother = [p for p in sys.path if 'site-packages' in p or 'python3' in p]\n"
+            "sys.path[:] = [sys.argv[1], *other]\n"
             "import ssl3d.cli, ssl3d.config\nassert ssl3d.__file__.startswith(sys.argv[1]), ssl3d.__file__\n"
             "assert str(ssl3d.config.RECIPES).startswith(sys.argv[1])\n"
             "sys.exit(ssl3d.cli.main(sys.argv[2:]))")  # fmt: skip
