@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import shutil
 import sys
 import traceback
@@ -31,13 +32,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     try:
         options = _parse([a for a in arguments if a != "--debug"])
-        return options.function(options) or 0
+        code = options.function(options) or 0
+        sys.stdout.flush()  # here, where a reader that left is noticed
+        return code
     except KeyboardInterrupt as stop:
         if type(stop).__name__ == "Interrupted":
             return _fail(str(stop), stop.exit_code, debug)  # type: ignore[attr-defined]
         return _fail(str(stop) or "stopped by Ctrl-C; the same command goes on where it can", 1, debug)
+    except BrokenPipeError as error:
+        return 0 if _reader_left() else _explain(error, debug)
     except Exception as error:  # noqa: BLE001 - the one place where errors become sentences and exit codes
         return _explain(error, debug)
+
+
+def _reader_left() -> bool:
+    """Whether who read our output (head, less) closed it, because it has seen enough."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return True
+    return False
 
 
 def _explain(error: Exception, debug: bool) -> int:
