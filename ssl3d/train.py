@@ -21,6 +21,9 @@ def train(
     already. `overrides`: {"data.store": "my.zarr", "run.dir": "runs/mae"}, or texts as the command line takes them,
     ["data.store=my.zarr"]. `observers`: more of them than the recipe asks for.
 
+    On several devices each rank is a process that runs the caller's script from its beginning; the command line, which
+    does nothing else, is the better start there.
+
     Raises ConfigError (a ValueError naming every wrong key), FileNotFoundError (no such recipe or store),
     TrainingStopped (the loss is not finite, the folder is in use or holds another run), DiskFull, and Interrupted, a
     KeyboardInterrupt, on SIGTERM and SIGUSR1: it saved, the same call goes on.
