@@ -11,7 +11,7 @@ OUT ?= runs/quickstart
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install test slow acceptance lint bench constraints clean
+.PHONY: help quickstart install test slow acceptance lint bench sizes wheel constraints clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -40,6 +40,17 @@ bench: $(STAMP) ## loader, conversion, step and task benchmarks; JSON and tables
 	@$(BIN)/python benchmarks/bench_convert.py
 	@$(BIN)/python benchmarks/bench_step.py
 	@$(BIN)/python benchmarks/bench_tasks.py
+
+sizes: ## lines a package, the largest files, the longest functions
+	@$(PYTHON) tests/house/sizes.py
+
+wheel: $(STAMP) ## the wheel and the source distribution, into dist/; at a tag, only if it is the version's
+	@tag=$$(git describe --exact-match --tags 2>/dev/null); version=$$($(BIN)/python -c 'import ssl3d; print(ssl3d.__version__)'); \
+	if [ -n "$$tag" ] && [ "$$tag" != "v$$version" ]; then \
+		echo "the tag $$tag is not that of version $$version: mend ssl3d/__init__.py or the tag"; exit 1; \
+	fi
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check build
+	@rm -rf dist build && $(BIN)/python -m build --outdir dist .
 
 constraints: ## pin every dependency again, for all pythons and platforms; UPGRADE=--upgrade takes newer ones
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)  # no install: the old pins may not fit setup.cfg any more

@@ -74,7 +74,7 @@ def main() -> int:
             "task": {"_target_": f"{__name__}.TimedMAE", "patch_size": o.patch, "mask_block": 16},
             "optim": {"lr": 1e-3},
         })  # fmt: skip
-        with mock.patch("ssl3d.train.CheckpointWriter", WatchedWriter):
+        with mock.patch("ssl3d.loop.CheckpointWriter", WatchedWriter):
             run = train(recipe)
         content = checkpoint.open_run(run)
         megabytes = (run / "checkpoints" / "last.pt").stat().st_size / 1e6

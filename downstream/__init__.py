@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ssl3d.config import Overrides
 
 
 def evaluate(
     runs: Sequence[str | Path],
     suite: str | Path | Mapping[str, Any],
     out: str | Path,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     plan_only: bool = False,
 ) -> Path:
     """Judge runs or weights files by a suite against scratch; returns OUT/report.html (downstream.evaluator).

@@ -32,6 +32,7 @@ from downstream.splits import Split
 from downstream.suite import load_suite
 from downstream.times import write_seconds
 from downstream.tracking import track
+from ssl3d.config import Overrides
 from ssl3d.environment import environment
 from ssl3d.terminal import Meter, progress, say
 
@@ -49,7 +50,7 @@ def evaluate(
     runs: Sequence[str | Path],
     suite: str | Path | Mapping[str, Any],
     out: str | Path,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     plan_only: bool = False,
 ) -> Path:
     """Judge runs (or weights files) by a suite against scratch; returns OUT/report.html.

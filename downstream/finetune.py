@@ -272,7 +272,7 @@ def run_finetune(context: Context, measure: Training, cell: Cell) -> None:
     last = settings.run.steps
     earlier = sorted(set(measure.score_at) - {last}) if cell.split == TEST else []  # a search looks at the end alone
     with contextlib.redirect_stdout(io.StringIO()):  # the evaluation shows its own progress, a cell at a time
-        run = train(settings, [Keep(earlier)] if earlier else [])
+        run = train(settings, observers=[Keep(earlier)] if earlier else [])
     objective = load_objective(run)
     trained = objective.state_dict() if not earlier else {k: v.clone() for k, v in objective.state_dict().items()}
     rows: list[dict[str, Any]] = []

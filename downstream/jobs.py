@@ -19,6 +19,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from preprocessing.cluster import run_jobs
+from ssl3d.data.processes import without_script
 from ssl3d.memory import keep_freed_memory
 
 Job = TypeVar("Job")
@@ -62,6 +63,7 @@ class Pool:
     ) -> None:
         self.function, self.shared, self.threads, self.scheduler = function, shared, threads, scheduler
         self.executor: ProcessPoolExecutor | None = None
+        self._open = contextlib.ExitStack()
         if workers > 1 and scheduler is None:
             spawn = multiprocessing.get_context("spawn")
             number = spawn.Value("i", 0)
@@ -95,11 +97,13 @@ class Pool:
             raise
 
     def __enter__(self) -> Pool:
+        self._open.enter_context(without_script())
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.executor is not None:
             self.executor.shutdown(cancel_futures=True)
+        self._open.close()
 
 
 _state: dict[str, Any] = {}

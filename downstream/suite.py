@@ -6,7 +6,7 @@ named with its key. Suites are looked up in recipes/downstream like recipes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -72,7 +72,7 @@ class Suite:
         return self.dataset or Path(self.store.rstrip("/")).stem
 
 
-def load_suite(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Suite:
+def load_suite(source: str | Path | Mapping[str, Any], overrides: config.Overrides = ()) -> Suite:
     """Read, override and check a suite. Raises ConfigError (one sentence a fault) or FileNotFoundError."""
     values = config.read(source if isinstance(source, Mapping) else config.find(str(source), SUITES, "suite"))
     values = config.override(values, overrides)

@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from preprocessing.refusal import Refusal
+from ssl3d.data.processes import without_script
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -80,6 +81,7 @@ def _connect(stack: contextlib.ExitStack, workers: int, scheduler: str | None) -
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if scheduler is not None:
         return _join(stack, scheduler)
+    stack.enter_context(without_script())  # while the cluster lives: it replaces workers that die
     stack.enter_context(dask.config.set({"distributed.admin.system-monitor.gil.enabled": False}))
     cluster = stack.enter_context(
         LocalCluster(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl3d import config
-from ssl3d.config import ConfigError, Recipe
+from ssl3d.config import ConfigError, Overrides, Recipe
 from ssl3d.devices import refuse_combinations
 from ssl3d.gpus import GPUS, RESERVED_GIB, UTILISATION, Gpu
 from ssl3d.models.backbone import Backbone
@@ -26,7 +26,7 @@ from ssl3d.tasks.trained_network import Trained
 GIB = 2**30
 
 
-def check(name: str | Mapping[str, Any], overrides: Sequence[str] = (), gpu: str | None = None) -> str:
+def check(name: str | Mapping[str, Any], overrides: Overrides = (), gpu: str | None = None) -> str:
     """The completed recipe (a name, a file or its content) and what it costs, on a `gpu` of ssl3d.gpus if one is named.
 
     Raises ConfigError with ALL faults, a sentence each.

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import importlib.util
+import os
 import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import NoReturn
 
-from ssl3d import __version__
-
-ROOT = Path(__file__).resolve().parent.parent  # ssl3d, preprocessing, downstream and recipes lie side by side
+from ssl3d import __version__, api, export, train
 
 
 class UsageError(Exception):
@@ -35,17 +32,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     try:
         options = _parse([a for a in arguments if a != "--debug"])
-        return options.function(options) or 0
+        code = options.function(options) or 0
+        sys.stdout.flush()  # here, where a reader that left is noticed
+        return code
     except KeyboardInterrupt as stop:
         if type(stop).__name__ == "Interrupted":
             return _fail(str(stop), stop.exit_code, debug)  # type: ignore[attr-defined]
         return _fail(str(stop) or "stopped by Ctrl-C; the same command goes on where it can", 1, debug)
+    except BrokenPipeError as error:
+        return 0 if _reader_left() else _explain(error, debug)
     except Exception as error:  # noqa: BLE001 - the one place where errors become sentences and exit codes
         return _explain(error, debug)
 
 
+def _reader_left() -> bool:
+    """Whether who read our output (head, less) closed it, because it has seen enough."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return True
+    return False
+
+
 def _explain(error: Exception, debug: bool) -> int:
-    if isinstance(error, UsageError):
+    if isinstance(error, (UsageError, api.HiddenPackageError)):
         return _fail(str(error), 2, debug)
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return _fail(f"{error.filename}: {error.strerror}", 1, debug)
@@ -65,17 +76,8 @@ def _fail(message: str, code: int, debug: bool) -> int:
     return code
 
 
-def _ours(name: str) -> ModuleType:
-    """Import preprocessing or downstream, and refuse a namesake of the user's that hides it."""
-    module = importlib.import_module(name)
-    found = Path(module.__file__ or "").resolve().parent.parent
-    if found != ROOT:
-        raise UsageError(f"another '{name}' in {found} hides the one of ssl3d: rename it, or run from another folder")
-    return module
-
-
 def _convert(o: argparse.Namespace) -> int:
-    report = _ours("preprocessing").convert(
+    report = api.convert(
         o.paths[:-1],
         o.paths[-1],
         spacing=o.spacing,
@@ -95,22 +97,17 @@ def _convert(o: argparse.Namespace) -> int:
 
 def _inspect(o: argparse.Namespace) -> int:
     if not o.verify:
-        sys.stdout.write(_ours("preprocessing").inspect(o.store, html=o.html).rstrip() + "\n")
+        sys.stdout.write(api.neighbour("preprocessing").inspect(o.store, html=o.html).rstrip() + "\n")
         return 0
     if o.html:
         raise UsageError("--verify and --html are two things: ask for one after the other")
-    report = _ours("preprocessing").verify(o.store)
+    report = api.neighbour("preprocessing").verify(o.store)
     sys.stdout.write(report.text + "\n")
     return report.exit_code
 
 
 def _train(o: argparse.Namespace) -> int:
-    from ssl3d.config import load
-
-    recipe = load(o.recipe, o.overrides)
-    from ssl3d.train import train
-
-    sys.stdout.write(f"{train(recipe)}\n")
+    sys.stdout.write(f"{train(o.recipe, o.overrides)}\n")
     return 0
 
 
@@ -137,7 +134,8 @@ def _recipes(o: argparse.Namespace) -> int:
 def _copy(o: argparse.Namespace) -> int:
     from ssl3d import config
 
-    source, target = config.find(o.name), Path(o.file)
+    beside = config.RECIPES / o.name  # a job script (cluster/slurm.sh) is no recipe, and is edited as well
+    source, target = beside if beside.suffix == ".sh" and beside.is_file() else config.find(o.name), Path(o.file)
     if target.exists():
         raise UsageError(f"'{o.file}' exists already: choose another name")
     shutil.copyfile(source, target)
@@ -155,15 +153,12 @@ def _sweep(o: argparse.Namespace) -> int:
 
 
 def _export(o: argparse.Namespace) -> int:
-    from ssl3d.export import export
-    from ssl3d.trackers.wandb import log_export
-
     report = export(
-        Path(o.run),
+        o.run,
         o.to,
-        Path(o.out),
-        plans=o.plans and Path(o.plans),
-        dataset_json=o.dataset_json and Path(o.dataset_json),
+        o.out,
+        plans=o.plans,
+        dataset_json=o.dataset_json,
         in_channels=o.in_channels,
         architecture=o.architecture,
         minimum=o.minimum,
@@ -173,26 +168,33 @@ def _export(o: argparse.Namespace) -> int:
         strict=o.strict,
     )
     sys.stdout.write(report.text().rstrip() + "\n")
-    log_export(Path(o.run), report)
     return 0
 
 
 def _evaluate(o: argparse.Namespace) -> int:
     overrides = [r for r in o.runs if "=" in r and not Path(r).exists()]
     runs = [r for r in o.runs if r not in overrides]
-    report = _ours("downstream").evaluate(runs, o.suite, o.out, overrides, o.plan_only)
+    report = api.evaluate(runs, o.suite, o.out, overrides, o.plan_only)
     sys.stdout.write(f"{report}\n")
     return 0
 
 
 def _report(o: argparse.Namespace) -> int:
-    for path in _ours("downstream").redraw([Path(d) for d in o.dirs]):
+    for path in api.neighbour("downstream").redraw([Path(d) for d in o.dirs]):
         sys.stdout.write(f"{path}\n")
     return 0
 
 
+def _doctor(o: argparse.Namespace) -> int:
+    from ssl3d import doctor
+
+    findings = doctor.examine(o.store, o.dir)
+    sys.stdout.write((doctor.as_json(findings) if o.json else doctor.as_text(findings)) + "\n")
+    return int(any(finding.state == doctor.State.WRONG for finding in findings))
+
+
 def _quickstart(o: argparse.Namespace) -> int:
-    _ours("downstream").quickstart(Path(o.out), None if o.data is None else Path(o.data))
+    api.neighbour("downstream").quickstart(Path(o.out), None if o.data is None else Path(o.data))
     return 0
 
 
@@ -311,6 +313,11 @@ def _verbs() -> dict[str, tuple[Callable[[argparse.Namespace], int], str, str, C
         add("--out", default="runs/quickstart", metavar="DIR")
         add("--data", metavar="DIR", help="a labelled MSD folder in place of the synthetic anatomy")
 
+    def doctor(add: Add) -> None:
+        add("--store", metavar="PATH", help="where a store will be: is there room?")
+        add("--dir", metavar="PATH", help="where runs will be: is there room?")
+        add("--json", action="store_true", help="for programs")
+
     return {
         "convert": (_convert, "turn raw scans into a store; the same command again resumes", _CONVERT, convert),
         "inspect": (_inspect, "say what a store holds", "ssl3d inspect my.zarr --html my.html", inspect),
@@ -330,4 +337,6 @@ def _verbs() -> dict[str, tuple[Callable[[argparse.Namespace], int], str, str, C
         "report": (_report, "redraw or compare evaluations and runs", "ssl3d report eval", report),
         "quickstart": (_quickstart, "the whole chain on synthetic anatomy, minutes on a CPU",
                        "ssl3d quickstart --out runs/quickstart", quickstart),
+        "doctor": (_doctor, "say whether this machine is fit, and what to mend; 1 when something is wrong",
+                   "ssl3d doctor --store /data/my.zarr --dir runs", doctor),
     }  # fmt: skip

@@ -43,6 +43,8 @@ EXTRA: dict[str, dict[str, tuple[Any, Any]]] = {
 }
 
 
+Overrides = Sequence[str] | Mapping[str, Any]
+
 # Ranges that a type cannot say.
 _POSITIVE = ("run.steps", "run.accumulate", "data.batch_size", "data.crops_per_volume", "optim.lr", "probe.regions")
 _NOT_NEGATIVE = (
@@ -141,13 +143,20 @@ def _container(config: Any, name: str, resolve: bool = True) -> dict[str, Any]:
     return values  # type: ignore[return-value]
 
 
-def override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def override(values: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
     """Apply `key.sub=value` to a nested mapping (list items by number). A bare `None` means null, as wandb writes it.
 
+    `overrides`: such texts, or one, or a mapping {"key.sub": value}, whose value takes the place of all that was there.
     Raises ConfigError on a text without '=' or a path through something that holds no keys.
     """
     faults = []
-    for text in overrides:
+    if isinstance(overrides, Mapping):
+        given = {key: schema.plain(value) for key, value in overrides.items()}
+        for key, value in _container(given, "the overrides").items():
+            fault = _assign(values, key, value)
+            faults += [fault] if fault else []
+        overrides = ()
+    for text in [overrides] if isinstance(overrides, str) else overrides:
         key, sign, raw = text.partition("=")
         if not sign or not key:
             faults.append(f"'{text}' is not an override: write key.sub=value")
@@ -186,7 +195,7 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> str | None:
     return None
 
 
-def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), unset: Sequence[str] = ()) -> Recipe:
+def load(source: str | Path | Mapping[str, Any], overrides: Overrides = (), unset: Sequence[str] = ()) -> Recipe:
     """Read, override and check a recipe; every fault is collected before anything heavy starts.
 
     `unset`: keys that may be missing (`ssl3d check` allows data.store). Raises ConfigError, FileNotFoundError.

@@ -14,6 +14,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any, ClassVar, Literal, Union
 
 TARGET = "_target_"
@@ -268,7 +269,7 @@ def plain(value: Any) -> Any:
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]
-    return value
+    return str(value) if isinstance(value, PurePath) else value
 
 
 def join(key: str, name: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ssl3d.data.processes import without_script
 from ssl3d.data.reading import RegionReader
 from ssl3d.data.sampling import Sample
 from ssl3d.regions import Size3
@@ -138,7 +139,8 @@ class Processes:
         ours, theirs = self._context.Pipe()
         arguments = (theirs, self._reader, self._slots.name, self._slots.arguments)
         process = self._context.Process(target=_serve, args=arguments, name=f"ssl3d-reader-{number}", daemon=True)
-        process.start()
+        with without_script():
+            process.start()
         theirs.close()  # so that the end of the worker is seen as the end of its pipe
         return process, ours
 

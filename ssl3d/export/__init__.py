@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from ssl3d.export.report import ExportReport
@@ -22,12 +22,12 @@ TARGETS: dict[str, tuple[str, ...]] = {
 
 
 def export(
-    run: Path,
+    run: str | Path,
     to: str,
-    out: Path,
+    out: str | Path,
     *,
-    plans: Path | None = None,
-    dataset_json: Path | None = None,
+    plans: str | Path | None = None,
+    dataset_json: str | Path | None = None,
     in_channels: int | None = None,
     architecture: Literal["own", "planned"] | None = None,
     minimum: float | None = None,
@@ -38,6 +38,7 @@ def export(
 ) -> ExportReport:
     """Export the backbone of a run (or weights file) to the folder `out` for the program `to`, a key of TARGETS.
 
+    Returns what became of each tensor, and the files that were written; a run that wandb follows notes the export.
     The options are those of the target's own function (`export_nnunet`, ...); one that it has not is refused.
     `inflate`, `cast`, `trust` (and `minimum`) decide how a weights file of another program is read (ssl3d.weights).
     `strict`: refuse what is not copied bit by bit.
@@ -45,27 +46,19 @@ def export(
     """
     from ssl3d.checkpoint import is_foreign
     from ssl3d.models.transfer import MINIMUM
+    from ssl3d.trackers.wandb import log_export
 
-    if to not in TARGETS:
-        raise ValueError(f"--to {to}: there is no export for '{to}'; available are {', '.join(TARGETS)}")
     given = {
-        "plans": plans,
-        "dataset_json": dataset_json,
+        "plans": None if plans is None else Path(plans),
+        "dataset_json": None if dataset_json is None else Path(dataset_json),
         "in_channels": in_channels,
         "architecture": architecture,
         "minimum": minimum,
     }
     options = {name: value for name, value in given.items() if value is not None}
-    foreign = is_foreign(run)
-    reading = {"inflate": inflate, "cast": cast, "trust": trust}
-    if not foreign and (useless := [name for name, value in reading.items() if value]):
-        raise ValueError(f"--{useless[0]} is for weights files of other programs; leave it out with '{run}'")
-    for name in options:
-        if name not in TARGETS[to] and not (name == "minimum" and foreign):
-            users = " and ".join(f"--to {target}" for target, own in TARGETS.items() if name in own)
-            raise ValueError(f"--{name.replace('_', '-')} is for {users} only; leave it out with --to {to}")
-    if minimum is not None and not 0 <= minimum <= 1:
-        raise ValueError(f"--minimum is {minimum:g}; it is a share, from 0 to 1")
+    run = Path(run)
+    reading = [name for name, value in (("inflate", inflate), ("cast", cast), ("trust", trust)) if value]
+    _check(run, to, options, reading, is_foreign(run))
 
     from ssl3d.export.source import Source
     from ssl3d.weights.recognised import Choices
@@ -73,11 +66,26 @@ def export(
     read = Choices(trust, cast, inflate or "mean", MINIMUM if minimum is None else minimum)
     if "minimum" not in TARGETS[to]:
         options.pop("minimum", None)
-    source = Source.open(Path(run), read, strict)
+    source = Source.open(run, read, strict)
     module = importlib.import_module(f"ssl3d.export.{to}")  # only now: torch and the networks take seconds to load
     write = getattr(module, f"export_{to}")
     report: ExportReport = write(source, Path(out), strict=strict, **options)
     if source.imported is not None:
         report.imported = source.imported
         report.save(Path(out))
+    log_export(run, report)
     return report
+
+
+def _check(run: Path, to: str, options: dict[str, Any], reading: list[str], foreign: bool) -> None:
+    """Raises ValueError for a target that is none, or an option that it, or this kind of weights, does not take."""
+    if to not in TARGETS:
+        raise ValueError(f"--to {to}: there is no export for '{to}'; available are {', '.join(TARGETS)}")
+    if not foreign and reading:
+        raise ValueError(f"--{reading[0]} is for weights files of other programs; leave it out with '{run}'")
+    for name in options:
+        if name not in TARGETS[to] and not (name == "minimum" and foreign):
+            users = " and ".join(f"--to {target}" for target, own in TARGETS.items() if name in own)
+            raise ValueError(f"--{name.replace('_', '-')} is for {users} only; leave it out with --to {to}")
+    if not 0 <= (share := options.get("minimum", 0)) <= 1:
+        raise ValueError(f"--minimum is {share:g}; it is a share, from 0 to 1")

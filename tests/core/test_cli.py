@@ -63,6 +63,15 @@ def test_recipes_are_listed_printed_and_copied(tmp_path, capsys):
     assert main(["copy", "mae_resenc_l", str(tmp_path / "mine.yaml")]) == 0
     assert (tmp_path / "mine.yaml").read_text() == printed
     assert main(["copy", "mae_resenc_l", str(tmp_path / "mine.yaml")]) == 2
+    assert main(["copy", "cluster/slurm.sh", str(tmp_path / "job.sh")]) == 0
+    assert "sbatch" in (tmp_path / "job.sh").read_text().lower()
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure():
+    for verb in ("recipes", "recipes mae_resenc_l"):  # more and less than a buffer
+        command = f"set -o pipefail; {sys.executable} -m ssl3d {verb} | head -n 1"
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+        assert done.returncode == 0 and done.stderr == "" and len(done.stdout.splitlines()) == 1
 
 
 def test_debug_shows_the_traceback(capsys):

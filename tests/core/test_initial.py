@@ -11,10 +11,11 @@ from torch import nn
 
 from ssl3d import checkpoint, initial
 from ssl3d.config import load
+from ssl3d.loop import _objective
 from ssl3d.models.unet3d import UNet3D
 from ssl3d.tasks.distillation import Distillation
 from ssl3d.tasks.mae import MAE
-from ssl3d.train import _objective, train
+from ssl3d.train import train
 
 
 @pytest.fixture

@@ -69,12 +69,12 @@ def test_a_sharded_run_is_one_rank_s_and_goes_on_under_any_number(tiny, tmp_path
     broken = tmp_path / "run"
     script = tmp_path / "stopped.py"
     script.write_text(
-        "import sys\nfrom ssl3d import config, train\nfrom ssl3d.tasks.mae import MAE\n"
+        "import sys\nfrom ssl3d import config\nfrom ssl3d.train import train\nfrom ssl3d.tasks.mae import MAE\n"
         "class Stop(Exception):\n    pass\n"
         "def after_step(self, step, steps):\n"
         "    if step == int(sys.argv[2]):\n        raise Stop\n"
         "MAE.after_step = after_step\n"
-        "try:\n    train.train(config.load(sys.argv[1], sys.argv[3:]))\n"
+        "try:\n    train(config.load(sys.argv[1], sys.argv[3:]))\n"
         "except Stop:\n    pass\n"
     )
     for ranks, stop in ((2, 3), (1, 6), (2, 99)):

@@ -16,10 +16,11 @@ from omegaconf import OmegaConf
 from ssl3d import checkpoint
 from ssl3d.config import ConfigError, load
 from ssl3d.log import read_metrics
+from ssl3d.loop import TrainingStopped
 from ssl3d.losses import gather
 from ssl3d.setup_run import refuse_other_recipe
 from ssl3d.tasks.mae import MAE
-from ssl3d.train import TrainingStopped, train
+from ssl3d.train import train
 
 
 def without_time(run):

@@ -20,6 +20,7 @@ from downstream.setup import prepare
 from downstream.snapshots import Keep, read_kept
 from downstream.suite import load_suite
 from ssl3d import checkpoint, config
+from ssl3d.loop import _objective
 from ssl3d.models.backbone import Backbone
 from ssl3d.models.dino_vit import DinoViT
 from ssl3d.models.lora import LoRALinear, add_lora
@@ -28,7 +29,7 @@ from ssl3d.models.resenc import ResEncUNet
 from ssl3d.models.unet3d import UNet3D
 from ssl3d.models.vit import ViT
 from ssl3d.schema import ConfigError
-from ssl3d.train import _objective, train
+from ssl3d.train import train
 
 SIZE = (16, 16, 24)
 
@@ -166,7 +167,7 @@ def test_scoring_on_the_way_changes_nothing(make, tmp_path):
     plain = config.load(recipe(context, measure, cell))
     end = checkpoint.open_run(train(plain))
     watched = config.load(recipe(context, measure, cell), [f"run.dir={tmp_path / 'watched'}"])
-    run = train(watched, [Keep([1, 3])])
+    run = train(watched, observers=[Keep([1, 3])])
     other = checkpoint.open_run(run)
     for part in ("model", "average"):
         assert all(torch.equal(v, other[part][k]) for k, v in end[part].items())

@@ -149,7 +149,7 @@ def test_arms_differ_in_the_encoder_only(cell_of, tmp_path):
     assert one["model"].pop("init") is None and two["model"].pop("init") == str(run)
     assert one["run"].pop("dir") != two["run"].pop("dir")
     assert one == two
-    from ssl3d.train import _objective
+    from ssl3d.loop import _objective
 
     new = tmp_path / "new"  # a folder that no run has begun in
     a, b = (_objective(config.load(recipe(context, context.measure(cell), cell)), new)[0] for cell in (scratch, other))

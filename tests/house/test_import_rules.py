@@ -37,6 +37,7 @@ RULES: dict[str, tuple[str, ...]] = {
         "ssl3d.schema",  # a task of tasks says how its parts are written in a recipe
     ),
     "ssl3d.cli": ("ssl3d", "preprocessing", "downstream"),
+    "ssl3d.api": ("ssl3d", "preprocessing", "downstream"),  # the same verbs in Python
     "preprocessing": ("preprocessing", "ssl3d.data", "ssl3d.seeding", "ssl3d.terminal"),
     "downstream.chain": ("downstream", "preprocessing", "ssl3d"),  # the quickstart: raw files to report
     "downstream.jobs": ("downstream", "preprocessing.cluster", "ssl3d"),  # a dask scheduler, as conversions use one
@@ -48,7 +49,8 @@ NEVER = {
     "downstream": ("ssl3d.cli",),
     "ssl3d": ("ssl3d.cli", "preprocessing", "downstream"),
 }
-TRAIN = ("ssl3d.train", "ssl3d.checkpoint", "ssl3d.optim", "ssl3d.log", "ssl3d.probe")
+DOORS = ("ssl3d.cli", "ssl3d.__main__", "ssl3d.api")
+TRAIN = ("ssl3d.train", "ssl3d.loop", "ssl3d.checkpoint", "ssl3d.optim", "ssl3d.log", "ssl3d.probe")
 HEAVY = ("torch", "torchvision", "monai", "SimpleITK", "lightning", "lightning_fabric", "matplotlib", "dask", "zarr")
 
 
@@ -107,7 +109,7 @@ def test_imports_follow_the_layers(path: Path) -> None:
         if not ours(target) or target == name:
             continue
         assert any(within(target, prefix) for prefix in allowed), f"{path}:{line}: {name} must not import {target}"
-        if name not in ("ssl3d.cli", "ssl3d.__main__"):
+        if name not in DOORS:
             for prefix in NEVER.get(name.split(".")[0], ()):
                 assert not within(target, prefix), f"{path}:{line}: {name} must not import {target}"
 

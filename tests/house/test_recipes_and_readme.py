@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 YAML = sorted((ROOT / "recipes").rglob("*.yaml"))
 SUITES = [p for p in YAML if p.relative_to(ROOT / "recipes").parts[0] == "downstream"]
 RECIPES = [p for p in YAML if p.relative_to(ROOT / "recipes").parts[0] not in ("downstream", "sweeps")]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TARGET = re.compile(r"^([a-z]+):", re.MULTILINE)
 
 
