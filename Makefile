@@ -11,7 +11,7 @@ OUT ?= runs/quickstart
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install test slow acceptance lint bench constraints clean
+.PHONY: help quickstart install test slow acceptance lint bench constraints docs clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -40,6 +40,11 @@ bench: $(STAMP) ## loader, conversion, step and task benchmarks; JSON and tables
 	@$(BIN)/python benchmarks/bench_convert.py
 	@$(BIN)/python benchmarks/bench_step.py
 	@$(BIN)/python benchmarks/bench_tasks.py
+
+docs: $(STAMP) ## the documentation as a site, into runs/site; installs mkdocs the first time, fetches nothing after it
+	@test -x $(BIN)/mkdocs || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site: runs/site/index.html"
 
 constraints: ## pin every dependency again, for all pythons and platforms; UPGRADE=--upgrade takes newer ones
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)  # no install: the old pins may not fit setup.cfg any more
