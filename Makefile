@@ -41,7 +41,7 @@ bench: $(STAMP) ## loader, conversion, step and task benchmarks; JSON and tables
 	@$(BIN)/python benchmarks/bench_step.py
 	@$(BIN)/python benchmarks/bench_tasks.py
 
-docs: $(STAMP) ## the documentation as a site, into runs/site; installs mkdocs the first time, fetches nothing after it
+docs: $(STAMP) ## the documentation as a site, into runs/site; installs mkdocs the first time
 	@test -x $(BIN)/mkdocs || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site: runs/site/index.html"
