@@ -22,7 +22,8 @@ OUTSIDE = {  # place in the repository: page of the site
     "benchmarks/README.md": "benchmarks.md",
 }
 _PLACES = {page: place for place, page in OUTSIDE.items()}
-_LINK = re.compile(r"(\]\()(?!\w+:|#|/)([^)\s#]*)(#[^)\s]*)?(\))")
+_LINK = re.compile(r"\[([^\]\n]*)\]\((?!\w+:|#|/)([^)\s#]*)(#[^)\s]*)?\)")
+_PATH = re.compile(r"[\w.-]*[/.][\w./-]*")
 _FENCE = re.compile(r"^\s*(```|~~~)")
 _ITEM = re.compile(r"^(\s*)([-*]|\d+\.) ")
 
@@ -41,7 +42,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def _link(found: re.Match[str], place: str, page: str, config: Any, files: Files) -> str:
-    before, path, anchor, after = found[1], found[2], found[3] or "", found[4]
+    text, path, anchor = found[1], found[2], found[3] or ""
     if not path:
         return found[0]
     target = posixpath.normpath(posixpath.join(posixpath.dirname(place), path))
@@ -50,7 +51,14 @@ def _link(found: re.Match[str], place: str, page: str, config: Any, files: Files
     uri = OUTSIDE.get(target, target.removeprefix("docs/") if target.startswith("docs/") else f"repository/{target}")
     if uri.startswith("repository/") and files.get_file_from_path(uri) is None and (ROOT / target).is_file():
         files.append(File.generated(config, uri, abs_src_path=str(ROOT / target)))
-    return f"{before}{posixpath.relpath(uri, posixpath.dirname(page) or '.')}{anchor}{after}"
+    if _PATH.fullmatch(text) and target.endswith(".md"):  # on GitHub a file is called by its name, here by its title
+        text = title(ROOT / target)
+    return f"[{text}]({posixpath.relpath(uri, posixpath.dirname(page) or '.')}{anchor})"
+
+
+def title(path: Path) -> str:
+    """The first heading of a page, up to its colon."""
+    return path.read_text(encoding="utf-8").partition("# ")[2].partition("\n")[0].partition(":")[0]
 
 
 def as_on_github(markdown: str) -> str:
