@@ -10,9 +10,10 @@ from __future__ import annotations
 import posixpath
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mkdocs.structure.files import File, Files
+if TYPE_CHECKING:
+    from mkdocs.structure.files import Files
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTSIDE = {  # place in the repository: page of the site
@@ -30,6 +31,8 @@ _ITEM = re.compile(r"^(\s*)([-*]|\d+\.) ")
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages that lie outside docs/."""
+    from mkdocs.structure.files import File
+
     for place, page in OUTSIDE.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / place)))
     return files
@@ -50,6 +53,8 @@ def _link(found: re.Match[str], place: str, page: str, config: Any, files: Files
         target = f"{target}/README.md"
     uri = OUTSIDE.get(target, target.removeprefix("docs/") if target.startswith("docs/") else f"repository/{target}")
     if uri.startswith("repository/") and files.get_file_from_path(uri) is None and (ROOT / target).is_file():
+        from mkdocs.structure.files import File
+
         files.append(File.generated(config, uri, abs_src_path=str(ROOT / target)))
     if _PATH.fullmatch(text) and target.endswith(".md"):  # on GitHub a file is called by its name, here by its title
         text = title(ROOT / target)

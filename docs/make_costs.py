@@ -1,6 +1,6 @@
 """Write the table of docs/costs.md anew: what `ssl3d check` counts for every shipped recipe. Nothing is trained.
 
-    python docs/make_costs.py            # --check compares instead, and ends with 1 where the page is out of date
+python docs/make_costs.py            # --check compares instead, and ends with 1 where the page is out of date
 """
 
 from __future__ import annotations

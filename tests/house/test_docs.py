@@ -1,4 +1,4 @@
-"""The documents hold: links and anchors, the site's contents, and every command, recipe and key that they tell to type."""
+"""The documents hold: links and anchors, the site's contents, and every command, recipe and key that they name."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import pytest
@@ -30,7 +31,7 @@ RUN_ELSEWHERE = {  # their commands run as they stand in tests of their own
     "docs/imports.md": "tests/weights/test_import_docs.py",
 }
 SHELL = ("", "bash", "sh", "console", "shell")
-COMMANDS = ("ssl3d", "make", "python", "pip", "torchrun", "sbatch", "wandb", "dask", "docker", "export", ".ci/run", "nnUNet")
+COMMANDS = ("ssl3d", "make", "python", "pip", "torchrun", "sbatch", "wandb", "dask", "docker", "export", ".ci/run")
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?<=\n\n)(?:    \S.*\n)+")
 EXCUSE = re.compile(r"<!-- not run: (.+?) -->\s*$")
@@ -142,11 +143,28 @@ def nav_pages(node: object) -> list[str]:
 
 def test_every_page_is_in_the_contents_of_the_site() -> None:
     site = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), _Loader)
-    hooks = (ROOT / "docs" / "hooks.py").read_text(encoding="utf-8")
-    outside = ast.literal_eval(re.search(r"^OUTSIDE = (\{.*?^\})", hooks, re.MULTILINE | re.DOTALL)[1])  # type: ignore[index]
+    outside = hooks().OUTSIDE
     assert all((ROOT / source).is_file() for source in outside)
     inside = [path.relative_to(ROOT / "docs").as_posix() for path in PAGES]
     assert sorted(nav_pages(site["nav"])) == sorted([*inside, *outside.values()])
+
+
+def test_pages_are_read_as_on_github() -> None:
+    """mkdocs' Markdown sees a list only behind a blank line, and nothing below a number without four spaces."""
+    read = hooks().as_on_github
+    assert read("Faults:\n- one\n- two\n") == "Faults:\n\n- one\n- two\n"
+    assert read("1. One:\n\n   ```python\n   if x:\n       y\n   ```\n\ntext\n") == (
+        "1. One:\n\n    ```python\n    if x:\n        y\n    ```\n\ntext\n"
+    )
+    assert read("```\ntext\n- no list\n```\n") == "```\ntext\n- no list\n```\n"
+
+
+def hooks() -> ModuleType:
+    found = importlib.util.spec_from_file_location("docs_hooks", ROOT / "docs" / "hooks.py")
+    assert found is not None and found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.slow
@@ -158,7 +176,9 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     assert built.returncode == 0, built.stderr
     pages = list((tmp_path / "site").rglob("*.html"))
     assert len(pages) > 40
-    fetched = re.compile(r'<(?:script|img|iframe)[^>]* src="(?:https?:)?//|<link[^>]* rel="stylesheet"[^>]* href="(?:https?:)?//')
+    fetched = re.compile(
+        r'<(?:script|img|iframe)[^>]* src="(?:https?:)?//|<link[^>]*stylesheet"[^>]* href="(?:https?:)?//'
+    )
     assert not [page for page in pages if fetched.search(page.read_text(encoding="utf-8"))]
 
 
@@ -251,10 +271,10 @@ def test_the_tables_of_recipes_name_every_key_and_its_default() -> None:
 # Run them
 
 RUN_HERE = ("README.md", "docs/recipes.md", "docs/training.md", "docs/methods/synthesis.md")  # in this order
-TINY = (
-    "run.steps=1 run.log_every=1 task.patch_size=[16,16,16] task.mask_block=4 data.batch_size=2 data.workers=0"
-    " data.holdout=0 run.preview_every=0 run.collapse_every=0 run.precision=32-true"
-).split()
+TINY = [
+    "run.steps=1", "run.log_every=1", "run.preview_every=0", "run.collapse_every=0", "run.precision=32-true",
+    "task.patch_size=[16,16,16]", "task.mask_block=4", "data.batch_size=2", "data.workers=0", "data.holdout=0",
+]  # fmt: skip
 SUITE = """
 name: mine
 store: labelled.zarr

@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md: its sentences are those that the program prints, made to happen, or at least stand in the code."""
+"""docs/troubleshooting.md: its sentences are printed when they are made to happen, or at least stand in the code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ SENTENCES = [
     for block in re.findall(r"^ *```text\n(.*?)^ *```", PAGE, re.MULTILINE | re.DOTALL)
     for line in block.splitlines()
 ]
-OTHERS = ("RuntimeError: operator torchvision", "AssertionError: The shape of the parameters")  # PyTorch's and nnU-Net's
+# PyTorch's and nnU-Net's
+OTHERS = ("RuntimeError: operator torchvision", "AssertionError: The shape of the parameters")
 
 TINY = (
     "train mae_resenc_s data.store=my.zarr run.dir=runs/mae run.steps=1 task.patch_size=[16,16,16] task.mask_block=4"
