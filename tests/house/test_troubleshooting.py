@@ -42,7 +42,6 @@ QUICK = {  # what is typed -> sentences that are printed, all of them on the pag
     f"{TINY} data.cache_gb=9999 run.dir=runs/cache": 1,
     f"{TINY} {GUARD} guard.on_leak=stop": 1,
     "check resnet.yaml task.patch_size=[64,64,64]": 1,
-    "export runs/mae --to nnunet --out w --architecture planned": 1,
 }
 
 
@@ -100,6 +99,7 @@ def test_what_happens_in_a_run_is_said_as_on_the_page(
         f"{TINY} run.dir=runs/nan optim.lr=1e30 optim.clip_norm=null optim.warmup_steps=0 run.steps=9",
         f"{TINY} {GUARD}",
         "export runs/mae --to monai --out bundle",
+        "export runs/mae --to nnunet --out w --architecture planned",
     ]
     for command in commands:
         said = say(command, capsys)
@@ -108,7 +108,7 @@ def test_what_happens_in_a_run_is_said_as_on_the_page(
 
 
 def test_every_sentence_of_the_page_stands_in_the_code() -> None:
-    """Also those that no test can make happen: what of them does not differ from case to case is in a literal."""
+    """Also those that no test can make happen: three words of them in a row stand in a literal."""
     assert len(SENTENCES) > 20
     sources = [p for package in ("ssl3d", "downstream", "preprocessing") for p in (ROOT / package).rglob("*.py")]
     code = "\n".join(path.read_text(encoding="utf-8") for path in sources)
@@ -117,6 +117,5 @@ def test_every_sentence_of_the_page_stands_in_the_code() -> None:
     for sentence in SENTENCES:
         if sentence.startswith(OTHERS):
             continue
-        pieces = re.split(r"\.\.\.|[\d./'\[\]{}()]+|: ", sentence.removeprefix("ssl3d: "))
-        found = [piece for piece in pieces if " ".join(piece.split()) in literals]
-        assert len(max(found, key=len).split()) >= 3, sentence
+        own = sentence.split()
+        assert any(" ".join(own[i : i + 3]) in literals for i in range(len(own) - 2)), sentence
