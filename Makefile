@@ -56,3 +56,28 @@ docs: $(STAMP) ## the documentation as a site, into runs/site; installs mkdocs t
 	@test -x $(BIN)/mkdocs || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site: runs/site/index.html"
+
+constraints: ## pin every dependency again, for all pythons and platforms; UPGRADE=--upgrade takes newer ones
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)  # no install: the old pins may not fit setup.cfg any more
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --universal --python-version 3.11 --all-extras --no-header --no-annotate $(UPGRADE) \
+		--output-file constraints.txt setup.cfg
+
+clean: ## remove the environment; runs/ stays
+	rm -rf $(VENV)
+
+# uv installs several times faster than pip (and compiles to bytecode when asked) but reads none of pip's configuration
+# (mirrors, certificates): where it cannot be had or cannot reach an index, pip does the same from the same pins.
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found: install Python 3.11 to 3.13, or name one with PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "ssl3d needs Python 3.11 to 3.13 and %s is %s: name another one with PYTHON=python3.12" % (sys.executable, sys.version.split()[0]))'
+	@$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot make a virtual environment: install its venv module (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
+	@echo "installing into $(VENV) (PyTorch is large: a few minutes the first time)"
+	@if $(BIN)/python -m pip install --quiet --disable-pip-version-check uv \
+		&& UV_SYSTEM_CERTS=1 $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python \
+			-c constraints.txt -e '.[test]'; \
+	then :; else \
+		echo "uv could not install: using pip"; \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'; \
+	fi
+	@touch $@

@@ -5,7 +5,6 @@ python docs/make_costs.py            # --check compares instead, and ends with 1
 
 from __future__ import annotations
 
-import multiprocessing
 import sys
 from pathlib import Path
 
@@ -49,9 +48,7 @@ def rows() -> dict[str, str]:
 
 def main(arguments: list[str]) -> int:
     """Write the page, or with --check compare it."""
-    context = multiprocessing.get_context("fork")  # a process a recipe: what counting one leaves behind ends with it
-    with context.Pool(1, maxtasksperchild=1) as pool:
-        made = dict(zip(names(), pool.imap(row, names()), strict=True))
+    made = {name: row(name) for name in names()}
     if "--check" in arguments:
         return int(made != rows())
     text = PAGE.read_text(encoding="utf-8")

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -30,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; a user's mistake ends in one plain sentence on stderr, `--debug` shows the traceback."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
+    if not debug:  # of torch's to the makers of torchvision and MONAI; nothing that a user could do
+        warnings.filterwarnings("ignore", ".*torch[.]jit.*is deprecated", FutureWarning)
     try:
         options = _parse([a for a in arguments if a != "--debug"])
         code = options.function(options) or 0

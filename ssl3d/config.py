@@ -263,7 +263,8 @@ def _build(section: str, node: Mapping[str, Any], **given: Any) -> Any:
         raise
     except ValueError as error:  # constructors name the key they refuse
         message = str(error)
-        raise ConfigError([message if message.startswith(f"{section}.") else f"{section}: {message}"]) from error
+        named = message.startswith((f"{section}.", f"{section} "))
+        raise ConfigError([message if named else f"{section}: {message}"]) from error
 
 
 def read_json(path: str, key: str) -> Any:

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from ssl3d import config, schema
 from ssl3d.config import ConfigError, Recipe
+from ssl3d.data.channels import ChannelChoice
 from ssl3d.data.loader import RegionLoader
 from ssl3d.data.near import volume_table
 from ssl3d.data.normalise import describe as describe_normalisation
@@ -28,6 +29,7 @@ from ssl3d.guard import Guarded, guard
 from ssl3d.initial import Initial
 from ssl3d.leaks import SEEN_FILE, seen_digest
 from ssl3d.log import write_json
+from ssl3d.recipe import DataConfig
 from ssl3d.seeding import mix
 from ssl3d.tasks.task import Objective
 from ssl3d.terminal import say
@@ -138,6 +140,7 @@ class RunData:
             stores, spec, recipe.run.seed, include=include, exclude=exclude | held_out,
             crops_per_volume=data.crops_per_volume, **common,
         )  # fmt: skip
+        check_channels(plan, data, objective)
         holdout = None
         if held_out:
             seed = mix(recipe.run.seed, "holdout")
@@ -201,6 +204,17 @@ class RunData:
             volume = self.plan.stores[sample.store].volume_id(sample.row)
             words.append(f"{volume}@{'/'.join(str(int(v)) for v in sample.start)}")
         return ", ".join(words) + (f" and {size - most} more" if size > most else "")
+
+
+def check_channels(plan: SamplingPlan, data: DataConfig, objective: Objective) -> None:
+    """Raise ConfigError when regions have another number of channels than the network takes."""
+    found = ChannelChoice(data.channels, data.channel_dropout).count(plan.channels())
+    wanted = objective.backbone.in_channels
+    if found != wanted:
+        raise ConfigError(
+            [f"model.in_channels is {wanted}, but regions have {found} channel(s): set model.in_channels={found}, or "
+             f"data.channels={wanted}, which fits volumes of any number"]
+        )  # fmt: skip
 
 
 def refuse_other_volumes(folder: Path, seen_digest: str, data: RunData) -> None:

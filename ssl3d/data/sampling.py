@@ -185,6 +185,11 @@ class SamplingPlan:
         store = bisect_right(self._offsets, volume) - 1
         return store, volume - self._offsets[store]
 
+    def channels(self) -> set[int]:
+        """The numbers of channels that volumes which may be sampled have."""
+        columns = [store.column("channels") for store in self.stores]
+        return {int(columns[store][row]) for store, row in map(self.locate, self.volumes)}
+
     def rows(self, store: int) -> list[int]:
         """Sorted rows of a store that may be sampled."""
         return [row for s, row in map(self.locate, self.volumes) if s == store]
