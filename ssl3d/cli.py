@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import select
 import shutil
 import sys
 import traceback
@@ -50,12 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _reader_left() -> bool:
     """Whether who read our output (head, less) closed it, because it has seen enough."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
-        return True
-    return False
+    output = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(output, 0)  # asked for nothing, it tells errors alone
+    left = any(event & select.POLLERR for _, event in poll.poll(0))
+    if left:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)  # Python flushes once more at its end
+    return left
 
 
 def _explain(error: Exception, debug: bool) -> int:
