@@ -46,14 +46,17 @@ class Agreement:
 
 
 @torch.no_grad()
-def agreement(run: Path, subjects: Collection[str], regions: int = REGIONS) -> Agreement:
-    """Judge a trained VoCo on so many regions of the `subjects` of its own store, none of which it may have seen."""
+def agreement(run: Path, subjects: Collection[str], store: Path | None = None, regions: int = REGIONS) -> Agreement:
+    """Judge a trained VoCo on so many regions of the `subjects` of a store, none of which it may have seen.
+
+    `store`: its own unless said.
+    """
     task = load_objective(run)
     assert isinstance(task, VoCo)
     content = open_run(run)
     recipe = config.load(content["recipe"])
     plan = SamplingPlan(
-        [open_store(cast(str, recipe.data.store))], task.region, recipe.run.seed + 1, include=set(subjects),
+        [open_store(store or cast(str, recipe.data.store))], task.region, recipe.run.seed + 1, include=set(subjects),
         patch_size=task.placed_size,
     )  # fmt: skip
     found = []

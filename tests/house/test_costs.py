@@ -31,7 +31,7 @@ def test_a_row_is_what_is_counted(costs: ModuleType, name: str) -> None:
     assert costs.rows()[name] == costs.row(name)
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 @pytest.mark.parametrize("name", [n for n in config.names() if n.endswith("_s")])
 def test_the_rows_of_small_recipes_are_what_is_counted(costs: ModuleType, name: str) -> None:
     assert costs.rows()[name] == costs.row(name)
