@@ -61,7 +61,7 @@ SimCLR and VICReg worse (-0.017 and -0.022): their pooled features are standardi
 published projectors does, without which SimCLR's loss had stayed at chance on the hippocampus (1.945 of 1.946 after 300
 steps; 1.68 now). The ViTs' tasks were not probed again on the phantom; in the round before they were not
 distinguishable from random (SimMIM -0.005, Hi-End-MAE -0.005). JointClustering stayed at chance (two uniform codes) on
-the hippocampus, before and after its features were standardised.
+the hippocampus, before and (215 steps) after its features were standardised.
 
 Tried before on the phantom's validation patients, 300 steps, smaller patches (16x32x24; crops of 16 voxels for SimCLR
 and VoCo): MAE -0.003, ModelsGenesis -0.030 (interval below 0), SimMIM +0.002, SimCLR +0.013, VoCo +0.004 with other
