@@ -134,15 +134,14 @@ def activation_bytes(recipe: Recipe, objective: Objective) -> float:
 
 
 def _kept_bytes(recipe: Recipe, objective: Objective, backbone: Backbone, inputs: int) -> int:
-    kept = dict[int, int]()  # until the backward pass
-    within: dict[nn.Module, dict[int, int]] = {}  # what each segment saves, when it is recomputed
-    current: list[dict[int, int]] = [kept]
-    alive = list[Tensor]()
+    kept = dict[int, torch.UntypedStorage]()  # until the backward pass
+    within: dict[nn.Module, dict[int, torch.UntypedStorage]] = {}  # what each segment saves, when it is recomputed
+    current: list[dict[int, torch.UntypedStorage]] = [kept]
 
     def keep(tensor: Tensor) -> None:
         """In the place of the tensor nothing is saved: one that its own graph holds would never be freed."""
-        current[-1][StorageWeakRef(tensor.untyped_storage()).cdata] = _bytes(tensor)
-        alive.append(tensor.detach())  # or another could get its storage's number
+        storage = tensor.untyped_storage()
+        current[-1][StorageWeakRef(storage).cdata] = storage
 
     def enter(segment: nn.Module, given: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         for value in (*given, *named.values()):
@@ -166,12 +165,8 @@ def _kept_bytes(recipe: Recipe, objective: Objective, backbone: Backbone, inputs
                 backbone.decode(features)
             else:
                 backbone.pool(features)
-        again = [sum(size for key, size in saved.items() if key not in kept) for saved in within.values()]
-        return sum(kept.values()) + max(again, default=0)
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.untyped_storage().nbytes()
+        again = [sum(s.nbytes() for key, s in saved.items() if key not in kept) for saved in within.values()]
+        return sum(storage.nbytes() for storage in kept.values()) + max(again, default=0)
 
 
 def _is_mixed(recipe: Recipe) -> bool:

@@ -23,6 +23,8 @@ from ssl3d.testing.small_store import write_small
 # both, and the loss stays at that of equal shares (0.507 of its start).
 PLATEAU = {"DINO-PCTNet"}
 LONG = {family for family in backbone_classes() if is_long(small_backbone(family))}
+# With a large input a pair takes half a minute: the slow tests have one of each such family, the acceptance tests all.
+FIRST = "MAE"
 PAIRS = [(task, family) for task in task_classes() for family in backbone_classes() if refusal(task, family) is None]
 
 
@@ -43,8 +45,18 @@ def learns(pair) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pair", PAIRS, ids=named)
+@pytest.mark.parametrize("pair", [p for p in PAIRS if p[1] not in LONG or p[0].__name__ == FIRST], ids=named)
 def test_resumes_to_the_same_bits_and_exports_the_same_network(pair, pair_store, tmp_path):
+    resumes_and_exports(pair, pair_store, tmp_path)
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("pair", [p for p in PAIRS if p[1] in LONG and p[0].__name__ != FIRST], ids=named)
+def test_resumes_and_exports_with_a_large_input(pair, pair_store, tmp_path):
+    resumes_and_exports(pair, pair_store, tmp_path)
+
+
+def resumes_and_exports(pair, pair_store, tmp_path):
     formats = export_everywhere(resume(*pair, pair_store, tmp_path / "run"), tmp_path / "out")
     assert "safetensors" in formats
     assert ("nnunet" in formats) == (pair[1].__name__ in ("ResEncUNet", "PlainConvUNet"))
