@@ -74,8 +74,7 @@ class Suite:
 
 def load_suite(source: str | Path | Mapping[str, Any], overrides: config.Overrides = ()) -> Suite:
     """Read, override and check a suite. Raises ConfigError (one sentence a fault) or FileNotFoundError."""
-    values = config.read(source if isinstance(source, Mapping) else config.find(str(source), SUITES, "suite"))
-    values = config.override(values, overrides)
+    values = config.read(source, SUITES, overrides, "suite")
     values["measures"] = _measures(values.get("measures"))
     completed, faults = schema.check_fields(values, schema.parameters(Suite), "")
     if isinstance(values.get("split"), Mapping):

@@ -116,19 +116,24 @@ def find_split(name: str) -> Path:
     return inside if not path.exists() and path.parent == Path() and inside.is_file() else path
 
 
-def read(source: str | Path | Mapping[str, Any], folder: Path = RECIPES, resolve: bool = True) -> dict[str, Any]:
-    """A YAML file (or name, or mapping) as plain types. Raises ConfigError naming the file.
+def read(
+    source: str | Path | Mapping[str, Any], folder: Path = RECIPES, overrides: Overrides = (), kind: str = "recipe"
+) -> dict[str, Any]:
+    """A YAML file (or its name below `folder`, or a mapping) as plain types, overridden, then interpolated.
 
-    `resolve`: interpolations (`${model.init}`) too; else they stay as they are written, for overrides to come first.
+    Overrides come before interpolations (`${model.init}`), which follow them. Raises ConfigError naming the file,
+    FileNotFoundError with the nearest names.
     """
     if isinstance(source, Mapping):
-        return _container(source, "the recipe", resolve)
-    path = find(str(source), folder)
-    try:
-        loaded = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{source}: not readable as YAML: {' '.join(str(error).split())}"]) from None
-    return _container(loaded, str(source), resolve)
+        name, loaded = f"the {kind}", source
+    else:
+        name = str(source)
+        path = find(name, folder, kind)
+        try:
+            loaded = OmegaConf.load(path)  # type: ignore[assignment]
+        except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+            raise ConfigError([f"{name}: not readable as YAML: {' '.join(str(error).split())}"]) from None
+    return _container(override(_container(loaded, name, resolve=False), overrides), name)
 
 
 def _container(config: Any, name: str, resolve: bool = True) -> dict[str, Any]:
@@ -200,9 +205,7 @@ def load(source: str | Path | Mapping[str, Any], overrides: Overrides = (), unse
 
     `unset`: keys that may be missing (`ssl3d check` allows data.store). Raises ConfigError, FileNotFoundError.
     """
-    values = _container(
-        override(read(source, resolve=False), overrides), "the recipe" if isinstance(source, Mapping) else str(source)
-    )
+    values = read(source, overrides=overrides)
     _suites_by_name(values)
     for key in unset:
         section, name = key.split(".")

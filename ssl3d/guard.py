@@ -140,7 +140,7 @@ def _test_volumes(suites: Sequence[GuardedSuite]) -> pd.DataFrame:
 
 def _places(suite: GuardedSuite, key: str) -> tuple[str, str]:
     """Store and split of a suite: as given, else as its file says."""
-    values = {} if suite.suite is None else config.read(config.find(suite.suite, SUITES, "suite"))
+    values = {} if suite.suite is None else config.read(suite.suite, SUITES, kind="suite")
     found = []
     for name, given in (("store", suite.store), ("split", suite.split)):
         value = given or values.get(name)

@@ -64,11 +64,12 @@ def fill_trained(objective: Objective, model: Mapping[str, Any], initial: Initia
     """
     found = dict[str, Initial]()
     for name, trained in objective.trained_networks().items():
-        key = f"task.{name}.init"
+        key = f"task.{name}"
         if trained.init is None:
-            raise ConfigError([f"{key} is not set: name the run or weights file whose network is to be learnt from"])
+            missing = f"{key}.init is not set: name the run or weights file whose network is to be learnt from"
+            raise ConfigError([missing])
         whole = {**model, "init_part": "all", "init_minimum": 1.0}
-        found[key.removesuffix(".init")] = _fill(trained.network, trained.init, key, whole, trained.decoder)
+        found[key] = _fill(trained.network, trained.init, f"{key}.init", whole, trained.decoder)
     if not found:
         return initial
     record = {} if initial is None else initial.record

@@ -208,7 +208,7 @@ class RunData:
 
 def check_channels(plan: SamplingPlan, data: DataConfig, objective: Objective) -> None:
     """Raise ConfigError when regions have another number of channels than the network takes."""
-    found = ChannelChoice(data.channels, data.channel_dropout).count(plan.channels())
+    found = ChannelChoice(data.channels, data.channel_dropout).count(plan.channels)
     wanted = objective.backbone.in_channels
     if found != wanted:
         raise ConfigError(

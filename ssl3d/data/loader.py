@@ -93,7 +93,7 @@ class RegionLoader:
         self.device = torch.device(device)
         self.backend, self.pin, self._normalise = backend, self.device.type == "cuda", normalise
         self.on_error, self.replaced, self._told = on_error, 0, set[str]()  # replaced: samples, so far
-        self.channels = choice.count(plan.channels())
+        self.channels = choice.count(plan.channels)
         self.target_names = _target_names(plan)
         self.cache = cache_for(cache_gb, local_ranks)
         self._reader = RegionReader(plan.stores, plan.spec.size, choice, self.cache, plan.spec.images)

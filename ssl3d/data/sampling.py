@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterable, Sequence
 from copy import copy
 from dataclasses import replace
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -185,6 +186,7 @@ class SamplingPlan:
         store = bisect_right(self._offsets, volume) - 1
         return store, volume - self._offsets[store]
 
+    @cached_property
     def channels(self) -> set[int]:
         """The numbers of channels that volumes which may be sampled have."""
         columns = [store.column("channels") for store in self.stores]

@@ -1,4 +1,4 @@
-"""Assignments to prototypes: balanced codes, and the cross-entropy of predicting them.
+"""Assignments to prototypes: the cross-entropy of predicting balanced codes (ssl3d.losses.sinkhorn).
 
 Source: Caron et al., "Unsupervised learning of visual features by contrasting cluster assignments" (SwAV), NeurIPS
 2020. Scores are cosines with the prototypes, in at least float32.
@@ -9,18 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssl3d.losses.sinkhorn import sinkhorn
-
 LEAST_EPSILON = 0.03  # a smaller one asks for nothing but the nearest prototype
-
-
-@torch.no_grad()
-def balanced_codes(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """Scores (R,K) of this rank's rows -> their codes (R,K): rows sum to 1, prototypes have equal shares of all ranks'.
-
-    `epsilon`: the smaller, the surer the codes.
-    """
-    return sinkhorn(scores, epsilon, iterations)
 
 
 def assignment_cost(scores: Tensor, codes: Tensor, temperature: float) -> Tensor:

@@ -27,12 +27,12 @@ from ssl3d.tasks.grey import grey
 from ssl3d.tasks.masking import as_size3, block_voxels
 from ssl3d.tasks.multi_crop import GLOBAL, MultiCrop
 from ssl3d.tasks.task import PretextTask, check_takes
-from ssl3d.tasks.teacher import cosine_ramp, follow, linear_ramp, make_teacher
+from ssl3d.tasks.teacher import TeacherInEvaluation, cosine_ramp, follow, linear_ramp, make_teacher
 from ssl3d.tasks.token_mask import TokenMask, token_weights
 from ssl3d.tasks.tokens import freeze_all_but, valid_tokens
 
 
-class DINO(PretextTask):
+class DINO(TeacherInEvaluation, PretextTask):
     """Two global crops and `local_crops` local ones; every crop predicts what the teacher says of the other globals.
 
     `global_size`, `local_size`: voxels (D,H,W); `global_augment`, `local_augment`: give their SpatialTransforms a
@@ -126,12 +126,6 @@ class DINO(PretextTask):
     def exported(self) -> Backbone:
         """The teacher: it is what the papers evaluate."""
         return self.teacher
-
-    def train(self, mode: bool = True) -> DINO:
-        """The teacher never drops anything, and reads no statistics of its batch."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
 
     def forward(self, batch: RegionBatch, preview: bool = False) -> dict[str, Tensor]:
         """Normalised batch -> loss, its terms, `target_entropy` (nats) and `valid_share` (of the crops' voxels)."""

@@ -24,11 +24,12 @@ from ssl3d.regions import RegionBatch, RegionSpec, Size3, size3
 from ssl3d.tasks.grey import grey
 from ssl3d.tasks.masking import as_size3
 from ssl3d.tasks.task import PretextTask, check_takes
+from ssl3d.tasks.teacher import TeacherInEvaluation
 from ssl3d.tasks.tokens import decoder_parameter_names, freeze_all_but
 from ssl3d.tasks.trained_network import Trained, TrainedNetwork
 
 
-class Distillation(PretextTask):
+class Distillation(TeacherInEvaluation, PretextTask):
     """Smooth L1 between linear maps of the backbone's features and those of a trained `teacher`, mean over scales.
 
     `teacher`: a network as in the model section, with `init`, the run or weights file that fills it; it may be of
@@ -54,7 +55,7 @@ class Distillation(PretextTask):
         if beta <= 0:
             raise ValueError(f"beta={beta}: must be positive")
         self.backbone, self.augment, self.beta = backbone, augment, beta
-        self.teacher, self.teacher_init = make_teacher(teacher), teacher.values["init"]
+        self.teacher, self.teacher_init = build_teacher(teacher), teacher.values["init"]
         check_agree(backbone, self.teacher, decoder)
         self.input_size = as_size3("patch_size", patch_size)
         check_takes(backbone, self.input_size, "patch_size")
@@ -77,12 +78,6 @@ class Distillation(PretextTask):
         """The teacher."""
         return {"teacher": Trained(self.teacher, self.teacher_init, self.input_size, self.needs_decoder)}
 
-    def train(self, mode: bool = True) -> Distillation:
-        """The teacher stays in evaluation: what it says of an image is the same whoever is being trained."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
-
     def forward(self, batch: RegionBatch, preview: bool = False) -> dict[str, Tensor]:
         """Normalised batch -> loss; `cosine` of predicted and true features, mean over scales, 1 when they agree.
 
@@ -92,7 +87,8 @@ class Distillation(PretextTask):
         with torch.no_grad():
             theirs = self.features(self.teacher, batch.image)
         mine = self.features(self.backbone, batch.image)
-        losses, cosines, shown = [], [], list[tuple[Tensor, Tensor]]()
+        losses, cosines = [], []
+        finest: tuple[Tensor, Tensor] | None = None
         for (i, j), linear in zip(self.pairs, self.maps):
             predicted, target = to_one_grid(linear(mine[i]), theirs[j])
             predicted, target = wide(predicted), over_channels(target)
@@ -100,15 +96,15 @@ class Distillation(PretextTask):
             losses.append(smooth_l1(predicted, target, where, self.beta))
             agreement = F.cosine_similarity(predicted.detach(), target, dim=1)[:, None]
             cosines.append((agreement * where).sum() / where.sum().clamp(min=1))
-            shown.append((predicted.detach(), target))
+            finest = finest or (predicted.detach(), target)
         result = {
             "loss": torch.stack(losses).mean(),
             "cosine": torch.stack(cosines).mean(),
             "valid_share": batch.valid_mask().float().mean(),
         }
-        if preview:
+        if preview and finest:
             result["preview/input"] = grey(batch.image[:, 0, batch.size[0] // 2])
-            for name, picture in zip(("teacher", "student"), principal_pictures(*shown[0], batch.size)):
+            for name, picture in zip(("teacher", "student"), principal_pictures(*finest, batch.size)):
                 result[f"preview/{name}"] = picture
         return result
 
@@ -118,7 +114,7 @@ class Distillation(PretextTask):
         return [*encoded, *network.decode(encoded)] if self.needs_decoder else encoded
 
 
-def make_teacher(node: TrainedNetwork) -> Backbone:
+def build_teacher(node: TrainedNetwork) -> Backbone:
     """The network of `teacher`. Raises ValueError beginning with that key."""
     try:
         return node.make()

@@ -20,12 +20,12 @@ from ssl3d.regions import RegionBatch, RegionSpec
 from ssl3d.tasks.grey import grey
 from ssl3d.tasks.masking import as_size3, block_voxels
 from ssl3d.tasks.task import PretextTask, check_takes
-from ssl3d.tasks.teacher import follow, linear_ramp, make_teacher
+from ssl3d.tasks.teacher import TeacherInEvaluation, follow, linear_ramp, make_teacher
 from ssl3d.tasks.token_blocks import TokenBlocks, TokenSplit
 from ssl3d.tasks.tokens import freeze_all_but, take, valid_tokens
 
 
-class JEPA(PretextTask):
+class JEPA(TeacherInEvaluation, PretextTask):
     """Encodes a context of visible tokens and predicts the teacher's features of `targets` blocks; smooth L1.
 
     The teacher sees the whole image; it follows the encoder with `momentum`, which rises linearly to 1 at the last
@@ -71,12 +71,6 @@ class JEPA(PretextTask):
         freeze_all_but(backbone, backbone.encoder_parameter_names())
         self.predictor = LatentPredictor(backbone.embed_dim, predictor_dim, predictor_depth)
         self.teacher = make_teacher(backbone)
-
-    def train(self, mode: bool = True) -> JEPA:
-        """The teacher stays in evaluation: what it says of a token is the same whoever is being trained."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
 
     def forward(self, batch: RegionBatch, preview: bool = False) -> dict[str, Tensor]:
         """Normalised batch -> loss; `feature_std`: of the targets, 0 when the teacher says the same of every token.

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from ssl3d.augment import Compose, check_differ
 from ssl3d.augment.spatial import on_device
 from ssl3d.augment.transform import check_probability
-from ssl3d.losses.clusters import LEAST_EPSILON, assignment_cost, balanced_codes, mean_of_costs, mean_where
+from ssl3d.losses.clusters import LEAST_EPSILON, assignment_cost, mean_of_costs, mean_where
 from ssl3d.losses.dense import wide
+from ssl3d.losses.sinkhorn import sinkhorn
 from ssl3d.losses.standardised import standardised_rows
 from ssl3d.models.backbone import Backbone
 from ssl3d.models.projector import Projector
@@ -108,7 +109,7 @@ class JointClustering(PretextTask):
         hidden = self.hidden_cost(embedded, seen, batch.seed)
         with torch.autocast(images.device.type, enabled=False):
             scores, whole_scores = (self.scores(x) for x in (embedded, wholes))
-            codes = [balanced_codes(x.flatten(0, 1), self.epsilon, self.iterations).view_as(x) for x in scores]
+            codes = [sinkhorn(x.flatten(0, 1), self.epsilon, self.iterations).view_as(x) for x in scores]
             slices, matched = self.slice_cost(scores, codes, seen, geometries)
             agreement = self.agreement_cost(whole_scores, codes, seen)
         result = {

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import torch
 from torch import nn
 
+from ssl3d.models.backbone import Backbone
+
 Module = TypeVar("Module", bound=nn.Module)
+
+
+class TeacherInEvaluation(nn.Module):
+    """Of a task: its `teacher` stays in evaluation. It drops nothing and reads no statistics of its batch, so what it
+    says of an image is the same whoever is being trained."""
+
+    teacher: Backbone
+
+    def train(self, mode: bool = True) -> Self:
+        """All but the teacher."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
 
 
 def make_teacher(student: Module) -> Module:

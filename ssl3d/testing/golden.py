@@ -50,7 +50,7 @@ def families() -> list[str]:
 
 def shrunk(name: str, store: Path, folder: Path) -> Recipe:
     """A recipe with its own augmentation, loss and optimiser, on the smallest network of its family."""
-    values = config.read(config.find(name))
+    values = config.read(name)
     family = schema.target_class(values["model"], Backbone, "model")
     task = schema.target_class(values["task"], PretextTask, "task")
     channels = {"in_channels": values["model"].get("in_channels", 1)}

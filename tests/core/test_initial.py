@@ -39,10 +39,10 @@ class Stop(Exception):
 
 @pytest.fixture
 def stop_in(monkeypatch):
-    """stop_in(recipe): train until the objective's sixth forward pass, after two checkpoints."""
+    """stop_in(recipe, task): train until the objective's sixth forward pass, after two checkpoints."""
 
-    def run(recipe):
-        calls, original = [], MAE.forward
+    def run(recipe, task=MAE):
+        calls, original = [], task.forward
 
         def forward(self, batch, preview=False):
             calls.append(1)
@@ -51,7 +51,7 @@ def stop_in(monkeypatch):
             return original(self, batch, preview)
 
         with monkeypatch.context() as patch, pytest.raises(Stop):
-            patch.setattr(MAE, "forward", forward)
+            patch.setattr(task, "forward", forward)
             train(recipe)
 
     return run
@@ -153,19 +153,9 @@ def test_a_trained_teacher_is_filled_recorded_and_no_more_needed_to_resume(tiny,
     assert set(pd.read_parquet(run / "seen.parquet")["subject"]) == {"patient0", "patient1"}
 
 
-def test_a_resume_never_reads_the_teacher_again(tiny, tmp_path, monkeypatch):
+def test_a_resume_never_reads_the_teacher_again(tiny, tmp_path, stop_in):
     large = train(tiny(f"run.dir={tmp_path / 'large'}", "run.steps=1"))
-    calls, forward = [], Distillation.forward
-
-    def stopping(self, batch, preview=False):
-        calls.append(1)
-        if len(calls) == 4:
-            raise Stop
-        return forward(self, batch, preview)
-
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(Distillation, "forward", stopping)
-        train(distilled(tiny, str(large)))
+    stop_in(distilled(tiny, str(large)), Distillation)
     shutil.rmtree(large)
     assert checkpoint.open_run(train(distilled(tiny, str(large))))["step"] == 8
 

@@ -70,3 +70,14 @@ def test_a_store_without_labels_has_none_to_paint(tiny):
 def test_recipes_are_checked_without_data():
     assert "ssl3d.tasks.synthesis.Synthesis" in check("synthesis_resenc_s")
     assert "store: synthetic" in check("mae_resenc_s", ["data.store=synthetic"])
+
+
+@pytest.mark.parametrize("task", ["MAE", "Synthesis"])
+def test_two_channels_are_asked_of_the_data(tiny, task):
+    def two_channels(*overrides):
+        recipe = tiny(f"data.store={STORE}", "run.steps=2", "model.in_channels=2", *overrides)
+        return load(recipe.to_dict() | {"task": SYNTHESIS}) if task == "Synthesis" else recipe
+
+    with pytest.raises(ConfigError, match=r"model\.in_channels is 2, but .* data\.channels=2"):
+        train(two_channels())
+    assert checkpoint.open_run(train(two_channels("data.channels=2")))["step"] == 2

@@ -55,6 +55,12 @@ def test_faults_name_their_key(values, override, words):
         load_suite(values, [override])
 
 
+def test_interpolations_follow_overrides(values):
+    values["measures"]["finetune"]["steps"] = 4
+    values["measures"]["probe"]["seeds"] = "${measures.finetune.steps}"
+    assert load_suite(values, ["measures.finetune.steps=6"]).measures["probe"].seeds == 6
+
+
 def test_an_augmentation_is_checked_at_every_depth(values):
     values["measures"]["finetune"]["augment"] = {
         "_target_": "ssl3d.augment.Compose",

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ssl3d.augment import Compose, GaussianNoise, SpatialTransform
-from ssl3d.losses.clusters import balanced_codes
+from ssl3d.losses.sinkhorn import sinkhorn
 from ssl3d.models.vit import ViT
 from ssl3d.regions import Geometry
 from ssl3d.seeding import torch_generators
@@ -57,12 +57,12 @@ def test_codes_are_those_of_a_slow_sinkhorn():
     for _ in range(3):
         q /= q.sum(0, keepdims=True) * 4
         q /= q.sum(1, keepdims=True) * 9
-    found = balanced_codes(scores, 0.05, 3)
+    found = sinkhorn(scores, 0.05, 3)
     np.testing.assert_allclose(found.numpy(), q * 9, rtol=1e-9)
-    many = balanced_codes(scores, 0.05, 500)
+    many = sinkhorn(scores, 0.05, 500)
     torch.testing.assert_close(many.sum(1), torch.ones(9).double())
     torch.testing.assert_close(many.sum(0), torch.full((4,), 9 / 4).double(), rtol=1e-3, atol=0)
-    assert balanced_codes(torch.tensor([[1.0, -1.0], [-1.0, 1.0]]), 0.03, 3).isfinite().all()
+    assert sinkhorn(torch.tensor([[1.0, -1.0], [-1.0, 1.0]]), 0.03, 3).isfinite().all()
 
 
 def test_loss_is_that_of_a_slow_twin():
@@ -85,7 +85,7 @@ def test_loss_is_that_of_a_slow_twin():
             whole = torch.nn.functional.normalize(task.attention(z, seen[number])[0], dim=-1)
             scores.append(z.numpy() @ prototypes.T)
             wholes.append(whole.numpy() @ prototypes.T)
-            codes.append(balanced_codes(torch.from_numpy(scores[-1]).flatten(0, 1), 0.05, 3).view(3, 3, 6).numpy())
+            codes.append(sinkhorn(torch.from_numpy(scores[-1]).flatten(0, 1), 0.05, 3).view(3, 3, 6).numpy())
             drawn = draw_hidden(0.3, 3, torch_generators(batch.seed, "hidden", number))
             predicted = torch.nn.functional.normalize(task.predict(task.attention(z, seen[number], drawn)[1]), dim=-1)
             apart, counted = (1 - (predicted * z).sum(-1)).numpy(), (drawn & seen[number]).numpy()
