@@ -20,6 +20,7 @@ from ssl3d.losses.dense import wide
 from ssl3d.losses.distillation import token_cross_entropy, view_cross_entropy
 from ssl3d.losses.gather import gather, world_size
 from ssl3d.losses.sinkhorn import TargetKind, Targets
+from ssl3d.losses.standardised import standardised_rows
 from ssl3d.models.backbone import Backbone, TokenBackbone
 from ssl3d.models.prototypes import PrototypeHead
 from ssl3d.regions import RegionBatch, RegionSpec
@@ -27,12 +28,12 @@ from ssl3d.tasks.grey import grey
 from ssl3d.tasks.masking import as_size3, block_voxels
 from ssl3d.tasks.multi_crop import GLOBAL, MultiCrop
 from ssl3d.tasks.task import PretextTask, check_takes
-from ssl3d.tasks.teacher import TeacherInEvaluation, cosine_ramp, follow, linear_ramp, make_teacher
+from ssl3d.tasks.teacher import FollowingTeacher, cosine_ramp, follow, linear_ramp, make_teacher
 from ssl3d.tasks.token_mask import TokenMask, token_weights
 from ssl3d.tasks.tokens import freeze_all_but, valid_tokens
 
 
-class DINO(TeacherInEvaluation, PretextTask):
+class DINO(FollowingTeacher, PretextTask):
     """Two global crops and `local_crops` local ones; every crop predicts what the teacher says of the other globals.
 
     `global_size`, `local_size`: voxels (D,H,W); `global_augment`, `local_augment`: give their SpatialTransforms a
@@ -85,7 +86,9 @@ class DINO(TeacherInEvaluation, PretextTask):
         check_takes(backbone, self.local_size, "local_size")
         self.crops = MultiCrop(self.input_size, self.local_size, global_augment, local_augment, local_crops)
         self.region = RegionSpec(self.crops.reach())
-        self.spans_batch = targets == "sinkhorn" or koleo_weight > 0
+        # What batch norm does in the paper's ResNet: instance norm pools almost the same from any crop.
+        self.standardise = not isinstance(backbone, TokenBackbone)
+        self.spans_batch = targets == "sinkhorn" or koleo_weight > 0 or self.standardise
         self.passes = GLOBAL + local_crops * math.prod(self.local_size) / math.prod(self.input_size)
         self.teacher_passes = GLOBAL
         self.student_temperature = student_temperature
@@ -177,6 +180,8 @@ class DINO(TeacherInEvaluation, PretextTask):
 
         `seen` (S,B) bool: crops that show anything but padding.
         """
+        if self.standardise:
+            pooled, taught = standardised_rows(wide(pooled), seen), standardised_rows(wide(taught), seen[:GLOBAL])
         with torch.no_grad():
             logits = self.teacher_heads["dino"](taught)
             targets = self.targets["dino"](logits, self.temperature, seen[:GLOBAL].flatten())

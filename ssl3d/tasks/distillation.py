@@ -24,12 +24,12 @@ from ssl3d.regions import RegionBatch, RegionSpec, Size3, size3
 from ssl3d.tasks.grey import grey
 from ssl3d.tasks.masking import as_size3
 from ssl3d.tasks.task import PretextTask, check_takes
-from ssl3d.tasks.teacher import TeacherInEvaluation
+from ssl3d.tasks.teacher import TrainedTeacher
 from ssl3d.tasks.tokens import decoder_parameter_names, freeze_all_but
 from ssl3d.tasks.trained_network import Trained, TrainedNetwork
 
 
-class Distillation(TeacherInEvaluation, PretextTask):
+class Distillation(TrainedTeacher, PretextTask):
     """Smooth L1 between linear maps of the backbone's features and those of a trained `teacher`, mean over scales.
 
     `teacher`: a network as in the model section, with `init`, the run or weights file that fills it; it may be of

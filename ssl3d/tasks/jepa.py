@@ -20,12 +20,12 @@ from ssl3d.regions import RegionBatch, RegionSpec
 from ssl3d.tasks.grey import grey
 from ssl3d.tasks.masking import as_size3, block_voxels
 from ssl3d.tasks.task import PretextTask, check_takes
-from ssl3d.tasks.teacher import TeacherInEvaluation, follow, linear_ramp, make_teacher
+from ssl3d.tasks.teacher import FollowingTeacher, follow, linear_ramp, make_teacher
 from ssl3d.tasks.token_blocks import TokenBlocks, TokenSplit
 from ssl3d.tasks.tokens import freeze_all_but, take, valid_tokens
 
 
-class JEPA(TeacherInEvaluation, PretextTask):
+class JEPA(FollowingTeacher, PretextTask):
     """Encodes a context of visible tokens and predicts the teacher's features of `targets` blocks; smooth L1.
 
     The teacher sees the whole image; it follows the encoder with `momentum`, which rises linearly to 1 at the last

@@ -167,7 +167,17 @@ def test_one_sample_a_step():
         task(make_batch(task.region.size, batch=1))
     task = small(TinyUNet(), ibot_weight=0.0, koleo_weight=0.0)
     assert task.spans_batch and task(make_batch(task.region.size, batch=1))["loss"].isfinite()
-    assert not small(TinyUNet(), ibot_weight=0.0, koleo_weight=0.0, targets="centre").spans_batch
+    assert not token_task(ibot_weight=0.0, koleo_weight=0.0, targets="centre")[0].spans_batch
+
+
+def test_what_is_the_same_in_every_scan_is_not_compared():
+    """Instance norm pools almost one point; the term reads the little that differs, at whatever scale."""
+    task = small(TinyUNet(), ibot_weight=0.0).double()
+    pooled, taught, seen = torch.randn((3, 3, 16)).double(), torch.randn((6, 16)).double(), torch.ones(3, 3) > 0
+    far = torch.randn(16).double()
+    term, entropy = task.compare_views(pooled, taught, seen)
+    alike = task.compare_views(far + 1e-3 * pooled, far + 1e-3 * taught, seen)
+    torch.testing.assert_close((alike[0]["dino"], alike[1]), (term["dino"], entropy), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize(
