@@ -24,25 +24,27 @@ from ssl3d.testing.toys import make_batch
 
 @pytest.mark.parametrize("name", config.names())
 def test_every_shipped_recipe_checks(name, monkeypatch):
-    monkeypatch.setattr("ssl3d.check.activation_bytes", lambda recipe, objective: 1.0)  # the slow test counts them
+    monkeypatch.setattr("ssl3d.check.activation_bytes", lambda recipe, objective: 1.0)
+    monkeypatch.setattr("ssl3d.check.step_flops", lambda recipe, objective: 1)  # the slow test counts both
     assert "parameters" in check(name, ["data.store=x"])
 
 
-def assert_activations_can_be_counted(names):
+def assert_steps_can_be_counted(names):
     for name in names:
         said = check(name, ["data.store=x"], gpu="h200")
         assert float(said.split(" GiB for the backbone's activations")[0].split()[-1]) > 0, name
+        assert float(said.split("FLOPs")[1].split()[0]) > 0, name
 
 
 @pytest.mark.slow
-def test_activations_of_each_family_can_be_counted():
+def test_steps_of_each_family_can_be_counted():
     families = ["mae_primus_v2_s", "mae_resenc_s", "mae_stunet_s", "mae_vit_s", "simmim_swin_s", "voco_resenc_s"]
-    assert_activations_can_be_counted(families)
+    assert_steps_can_be_counted(families)
 
 
 @pytest.mark.acceptance
-def test_activations_of_every_shipped_recipe_can_be_counted():
-    assert_activations_can_be_counted(config.names())
+def test_steps_of_every_shipped_recipe_can_be_counted():
+    assert_steps_can_be_counted(config.names())
 
 
 def test_the_large_recipe():
