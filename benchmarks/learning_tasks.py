@@ -28,7 +28,8 @@ class Entry:
     """A task: its page in docs/methods, its small recipe, what is overridden for all data sets, and for single ones.
 
     `window`: voxels (z,y,x) it is probed in, for a ViT its training crops, as it has learnt no positions beyond them;
-    None: the data set's. `reads`: it is trained on the data set; else on what it makes itself.
+    None: the data set's. `reads`: it is trained on the data set; else on what it makes itself. `teacher`: the task
+    whose run on the same data it learns from.
     """
 
     page: str
@@ -37,6 +38,7 @@ class Entry:
     by_data: dict[str, tuple[str, ...]] = field(default_factory=dict)
     window: tuple[int, int, int] | None = None
     reads: bool = True
+    teacher: str | None = None
 
 
 CROP = (16, 32, 24)
@@ -61,8 +63,7 @@ CROPS = (
 )  # fmt: skip
 TEACHER = ("run.steps=1_000", "task.momentum=0.99")  # a ViT that learns from a teacher takes longer
 DISTILLED = (
-    *VIT, "run.steps=1_000", f"task.global_size={list(CROP)}", "task.local_size=[8, 16, 12]", "task.prototypes=256",
-    "task.temperature_steps=300",
+    "run.steps=1_000", f"task.global_size={list(CROP)}", "task.prototypes=256", "task.temperature_steps=300",
 )  # fmt: skip
 ENTRIES: dict[str, Entry] = {
     "mae": Entry("mae", "mae_resenc_s", patch("task.mask_block=4"), WIDE),
@@ -80,7 +81,8 @@ ENTRIES: dict[str, Entry] = {
     "vicreg": Entry("two_views", "vicreg_resenc_s", VIEWS),
     # After 200 steps predicted and true overlap correlated by 0.498 on the validation patients, after 600 by 0.613.
     "voco": Entry("voco", "voco_resenc_s", CROPS, {"hippocampus": ("run.steps=600",)}),
-    "dino": Entry("dino", "dino_vit_s", DISTILLED, window=CROP),
+    "dino": Entry("dino", "dino_vit_s", (*VIT, *DISTILLED, "task.local_size=[8, 16, 12]"), window=CROP),
+    "dino_resenc": Entry("dino", "dino_resenc_s", (*DISTILLED, "task.local_size=[8, 16, 16]")),
     "jepa": Entry("jepa", "jepa_vit_s", patch(*VIT, *TEACHER), window=CROP),
     "lejepa": Entry("lejepa", "lejepa_resenc_s", VIEWS),
     "graph_matching": Entry("graph_matching", "graph_matching_resenc_s", (*VIEWS, "data.batch_size=8")),
@@ -96,6 +98,8 @@ ENTRIES: dict[str, Entry] = {
             f"task.tasks.places.patch_size={list(CROP)}",
         ),
     ),
+    # Half as wide as its teacher, whose features beat random ones on the phantom and the hippocampus.
+    "distillation": Entry("distillation", "distillation_resenc_s", patch(), teacher="position_mae"),
 }
 
 
@@ -106,4 +110,5 @@ def load(name: str, data: Data, out: Path, more: list[str]) -> config.Recipe:
     given += [f"run.dir={out / data.name / name}"]
     given += [f"data.store={data.store}"] if entry.reads else []
     given += [f"data.include={data.split}"] if entry.reads and data.only_pool else []  # the pool of a split
+    given += [f"task.teacher.init={out / data.name / entry.teacher}"] if entry.teacher else []
     return config.load(entry.recipe, [*given, *more])
