@@ -1,11 +1,12 @@
-"""That every pretext task learns: 300 steps on a CPU, the loss curve, and a linear probe of the frozen encoder.
+"""That every pretext task learns: 300 steps on a CPU, the loss curve, a linear probe, and a short fine-tuning.
 
     python benchmarks/bench_learning.py [--tasks mae voco ...] [--data phantom hippocampus ct] [--out runs/learning]
     python benchmarks/bench_learning.py --pages       only draw pictures and tables into docs/ from what is in --out
 
-Each task is trained by its own small recipe (the table in learning_tasks.py), then judged by `ssl3d evaluate`'s probe
-against random encoders of the same network. What is finished is kept, so the same call goes on. `--validate` probes
-validation patients instead of test patients: settings may be chosen by that, and by nothing else.
+Each task is trained by its own small recipe (the table in learning_tasks.py), then judged by `ssl3d evaluate`: a probe
+against random encoders of the same network and, on the hippocampus, 100 steps of fine-tuning against scratch. What is
+finished is kept, so the same call goes on. `--validate` judges by validation patients instead of test patients:
+settings may be chosen by that, and by nothing else.
 Real scans lie in --real (env SSL3D_DATA, default ../shared/data).
 """
 
@@ -26,6 +27,17 @@ from downstream.evaluator import evaluate
 from ssl3d.train import train
 
 ROOT = Path(__file__).resolve().parent.parent
+AUGMENT = {
+    "_target_": "ssl3d.augment.Compose",
+    "transforms": [
+        {
+            "_target_": "ssl3d.augment.SpatialTransform", "flip_axes": [2], "rotation": 15, "p_rotation": 0.5,
+            "scale": [0.85, 1.18], "p_scale": 0.5, "max_reach": 1.25,
+        },
+        {"_target_": "ssl3d.augment.Brightness"}, {"_target_": "ssl3d.augment.Contrast"},
+        {"_target_": "ssl3d.augment.GaussianNoise", "p": 0.2},
+    ],
+}  # fmt: skip
 
 
 def probe(tasks: list[str], data: Data, out: Path, results: str) -> None:
@@ -35,20 +47,33 @@ def probe(tasks: list[str], data: Data, out: Path, results: str) -> None:
         by_window.setdefault(ENTRIES[task].window, []).append(out / data.name / task)
     for window, runs in by_window.items():
         own = results if window is None else f"{results}_{'x'.join(map(str, window))}"
-        evaluate(runs, suite(data, window or data.window), out / data.name / own)
+        evaluate(runs, suite(data, window), out / data.name / own)
 
 
-def suite(data: Data, window: tuple[int, int, int]) -> dict[str, object]:
-    """A linear layer on the frozen encoder, fitted on few labelled patients."""
+def suite(data: Data, window: tuple[int, int, int] | None) -> dict[str, object]:
+    """A linear layer on the frozen encoder, and 100 steps of the whole network, on few labelled patients.
+
+    `window`: what a network sees at once, where it is not what the data set says.
+    """
+    finetune = {
+        "n_labelled": [data.amount], "seeds": data.subsets, "steps": 100, "batch_size": 2, "labelled_share": 0.33,
+        "patch_size": list(window or data.crop or ()), "window": list(window or data.window), "transfer": "encoder",
+        "optim": {
+            "name": "adamw", "lr": [3e-3], "weight_decay": 1e-4, "schedule": "cosine", "warmup_steps": 10,
+            "clip_norm": 12.0,
+        },
+        "augment": AUGMENT,
+    }  # fmt: skip
     return {
         "name": data.name, "store": str(data.labelled), "dataset": data.name, "split": str(data.split),
         "allow_leak": not data.only_pool,  # slabs of one patient, whose unlabelled margins overlap
         "metrics": ["dice"], "pictures": 0, "overlap": 0.25, "workers": 1,
         "measures": {
             "probe": {
-                "n_labelled": [data.amount], "seeds": data.subsets, "patch_size": list(window),
+                "n_labelled": [data.amount], "seeds": data.subsets, "patch_size": list(window or data.window),
                 "voxels_per_class": 1000,
             },
+            "finetune": finetune if data.crop else None,
         },
     }  # fmt: skip
 

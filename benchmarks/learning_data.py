@@ -31,7 +31,8 @@ ORGANS = {"liver": (5,), "spleen": (1,), "colon": (20,), "back muscles": (86, 87
 class Data:
     """A data set: `store` to learn from (only the split's pool where `only_pool`), `labelled` to be probed on.
 
-    `amount`: labelled patients of the probe, in so many `subsets`; `window`: voxels (z,y,x) a CNN sees at once.
+    `amount`: labelled patients of the probe, in so many `subsets`; `window`: voxels (z,y,x) a CNN sees at once;
+    `crop`: voxels (z,y,x) it is fine-tuned on, None where nothing is fine-tuned.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Data:
     amount: int
     window: tuple[int, int, int]
     subsets: int = 5
+    crop: tuple[int, int, int] | None = None
 
     def for_validation(self) -> Data:
         """The same with the validation patients as test patients: what settings may be chosen by."""
@@ -91,7 +93,7 @@ def _hippocampus(folder: Path, real: Path) -> Data:
     if not store.exists():
         convert([real / "Task04_Hippocampus"], store, workers=1)
     split = _split(folder / "hippocampus_split.json", store, validation=16, test=34)
-    return Data("hippocampus", store, store, split, True, 4, (40, 56, 40))
+    return Data("hippocampus", store, store, split, True, 4, (40, 56, 40), crop=(24, 32, 24))
 
 
 def _ct(folder: Path, real: Path) -> Data:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import machine
+from common import RESULTS, machine
 from learning_data import DATA
 from learning_pictures import curve, losses, overlaps, preview
 from learning_tasks import ENTRIES, STEPS
@@ -25,11 +25,18 @@ TAIL = 6  # log lines at either end of a curve whose mean is given
 
 SUMMARY = """## What a few minutes of training are worth
 
-Dice of a linear probe on the frozen encoder, less that of random encoders of the same network, with its 95 % interval
-over labelled subsets and patients; bold where it lies above 0. {steps} steps of small crops, where
+Dice of a linear probe on the frozen encoder, less that of random encoders of the same network; in the last column Dice
+after 100 steps of fine-tuning on 4 labelled patients, less that of scratch with the same steps. With 95 % intervals
+over labelled subsets and patients, bold where they lie above 0. {steps} steps of small crops, where
 [../acceptance/learning.md](../acceptance/learning.md) states no other number. It ranks no methods; where the interval
 holds 0, nothing was shown at this size. Settings were chosen on validation patients, so that a column of theirs
-flatters; "not probed" is what nobody has measured."""
+flatters; "not run" is what nobody has measured."""
+COST = """## What a step costs
+
+A step of each small recipe, forward and backward, beside a plain pass of its own network over one input of that size
+(through the decoder where the task trains it), in time and in memory at the peak above the weights. By
+`python benchmarks/bench_tasks.py` on a CPU, float32, one thread: on a GPU the ratios differ, and are not measured. Inputs a
+sample sends through the network, a teacher's apart, say most of it."""
 HEAD = """# What the pretext tasks learn in minutes
 
 Made by `python benchmarks/bench_learning.py`, then `--pages`. {machine}.
@@ -77,7 +84,7 @@ here; their runs below are those of the first round."""
 class Row:
     """A task on a data set: the loss at the first and last log lines, and the probe beside random encoders.
 
-    `patients`: whose scans were scored, "test" or "validation".
+    `patients`: whose scans were scored, "test" or "validation"; `tuned`: fine-tuning beside scratch, if it was run.
     """
 
     task: str
@@ -90,23 +97,27 @@ class Row:
     dice: float
     random: float
     point: Point
-
-    @property
-    def better(self) -> bool:
-        return self.point.verdict() == "better"
+    tuned: Point | None
 
     def difference(self) -> str:
-        """ "+0.08 (0.02 to 0.13)"."""
-        found = self.point.difference
-        assert found is not None
-        return f"{number(found.mean, 3, signed=True)} ({interval(found, 3)})"
+        """Of the probe: "+0.08 (0.02 to 0.13)"."""
+        return said(self.point)
+
+
+def said(point: Point) -> str:
+    """A difference and its interval: "+0.08 (0.02 to 0.13)"."""
+    found = point.difference
+    assert found is not None
+    return f"{number(found.mean, 3, signed=True)} ({interval(found, 3)})"
 
 
 def collect(out: Path, name: str, results: str = "probe") -> list[Row]:
     """The rows of a data set, for every task whose probe is there, in the order of the table of tasks."""
     found = [compared(folder) for folder in probed(out / name, results)]
-    baselines = {arm: own[point.baseline] for own in found for arm, point in own.items() if point.baseline in own}
-    points = {arm: point for own in found for arm, point in own.items()}
+    probes = [own["probe"] for own in found]
+    baselines = {arm: own[point.baseline] for own in probes for arm, point in own.items() if point.baseline in own}
+    points = {arm: point for own in probes for arm, point in own.items()}
+    tuned = {arm: point for own in found for arm, point in own.get("finetune", {}).items()}
     patients = "test" if results == "probe" else "validation"
     rows = []
     for task in ENTRIES:
@@ -117,7 +128,7 @@ def collect(out: Path, name: str, results: str = "probe") -> list[Row]:
         rows.append(
             Row(
                 task, name, patients, int(steps[-1]), float(values[:TAIL].mean()), float(values[-TAIL:].mean()),
-                point.n_labelled, point.score.mean, baselines[task].score.mean, point,
+                point.n_labelled, point.score.mean, baselines[task].score.mean, point, tuned.get(task),
             )
         )  # fmt: skip
     return rows
@@ -128,25 +139,52 @@ def probed(folder: Path, results: str) -> list[Path]:
     return [one for one in sorted(folder.glob(f"{results}*")) if (one / "arms.json").exists()]
 
 
-def compared(folder: Path) -> dict[str, Point]:
-    """Each arm of an evaluation beside its baseline."""
+def compared(folder: Path) -> dict[str, dict[str, Point]]:
+    """{measure: {arm: itself beside its baseline}} of an evaluation."""
     arms = json.loads((folder / "arms.json").read_text())
     baselines = {arm: content["baseline"] for arm, content in arms.items()}
-    return {point.arm: point for point in compare(read_results(folder), baselines)}
+    found: dict[str, dict[str, Point]] = {}
+    for point in compare(read_results(folder), baselines):
+        found.setdefault(point.measure, {})[point.arm] = point
+    return found
 
 
 def table(rows: Sequence[Row], titles: Mapping[str, str]) -> str:
-    """A row a task, a column a data set {name: title}: the paired difference in Dice; bold where it lies above 0."""
+    """A row a task, a column a data set {name: title}, and one where networks were fine-tuned: differences in Dice.
+
+    Paired, to random encoders or to scratch; bold where the interval lies above 0.
+    """
     found = {(row.task, row.data): row for row in rows}
-    lines = ["| task | " + " | ".join(titles.values()) + " |", "|---|" + "---|" * len(titles)]
+    tuned = [name for name in titles if any(row.tuned for row in rows if row.data == name)]
+    heads = [*titles.values(), *(f"{titles[name]}, fine-tuned" for name in tuned)]
+    lines = ["| task | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
     for task in ENTRIES:
-        cells = []
-        for name in titles:
-            row = found.get((task, name))
-            text = "not probed" if row is None else row.difference()
-            cells.append(f"**{text}**" if row is not None and row.better else text)
-        lines.append(f"| {task} | " + " | ".join(cells) + " |")
+        probed = [found.get((task, name)) for name in titles]
+        points = [row.point if row else None for row in probed]
+        points += [row.tuned if row else None for row in (found.get((task, name)) for name in tuned)]
+        lines.append(f"| {task} | " + " | ".join(map(cell, points)) + " |")
     return "\n".join(lines)
+
+
+def cell(point: Point | None) -> str:
+    """A difference, bold where it is better, of the table."""
+    if point is None:
+        return "not run"
+    return f"**{said(point)}**" if point.verdict() == "better" else said(point)
+
+
+def costs(file: Path) -> str:
+    """What bench_tasks.py measured on a CPU, a row a recipe; nothing where there is no file of it."""
+    if not file.exists():
+        return ""
+    content = json.loads(file.read_text())
+    lines = ["| recipe | input | inputs a sample | time of a plain pass | its memory |", "|---|---|---|---|---|"]
+    lines += [
+        f"| `{row['recipe']}` | {row['input']} | {row['passes']} | {row['time of plain']:.2f} | "
+        f"{row['memory of plain']:.2f} |"
+        for row in content["rows"]
+    ]
+    return COST + "\n\n" + "\n".join(lines)
 
 
 def losses_table(rows: Sequence[Row]) -> str:
@@ -191,8 +229,8 @@ def page_text(title: str, tasks: Mapping[str, Sequence[Row]], pictures: Path) ->
             lines += [f"![what {task} sees and predicts, two samples]({pictures.name}/{task}.png)", ""]
         if (pictures / f"{task}_curve.png").exists():
             lines += [f"![loss of {task} over its steps]({pictures.name}/{task}_curve.png)", ""]
-        said = f"{sentence(rows)} (Dice of a linear probe, 95 % interval)" if rows else "features not probed yet"
-        lines += [f"`{task}`: {said}.", ""]
+        found = f"{sentence(rows)} (Dice of a linear probe, 95 % interval)" if rows else "features not probed yet"
+        lines += [f"`{task}`: {found}.", ""]
     lines.append("All tasks and how it was measured: [../acceptance/learning.md](../acceptance/learning.md).")
     return "\n".join(lines)
 
@@ -213,9 +251,10 @@ def pages(out: Path, docs: Path) -> None:
     for page, tasks in by_page.items():
         insert(methods / f"{page}.md", page_text("What it learns in minutes", tasks, pictures))
     results, where = table(rows, titles), machine()
-    insert(methods / "README.md", f"{SUMMARY.format(steps=STEPS)}\n\n{results}")
-    said = f"{where['cores']} x {where['cpu']}, one thread, torch {where['versions']['torch']}"
-    text = [f"{HEAD.format(machine=said)}\n\n## Probe\n\n{results}", f"## Runs\n\n{losses_table(rows)}"]
+    parts = [f"{SUMMARY.format(steps=STEPS)}\n\n{results}", costs(RESULTS / "bench_tasks.json")]
+    insert(methods / "README.md", "\n\n".join(filter(None, parts)))
+    computer = f"{where['cores']} x {where['cpu']}, one thread, torch {where['versions']['torch']}"
+    text = [f"{HEAD.format(machine=computer)}\n\n## Probe\n\n{results}", f"## Runs\n\n{losses_table(rows)}"]
     text.append(voco_text(out, list(DATA), pictures / "voco_overlap.png"))
     (docs / "acceptance" / "learning.md").write_text("\n\n".join(filter(None, text)) + "\n", encoding="utf-8")
 
