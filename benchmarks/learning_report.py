@@ -34,9 +34,9 @@ flatters; "not run" is what nobody has measured."""
 COST = """## What a step costs
 
 A step of each small recipe, forward and backward, beside a plain pass of its own network over one input of that size
-(through the decoder where the task trains it), in time and in memory at the peak above the weights. By
-`python benchmarks/bench_tasks.py` on a CPU, float32, one thread: on a GPU the ratios differ, and are not measured. Inputs a
-sample sends through the network, a teacher's apart, say most of it."""
+(through the decoder where the task trains it), in time and in memory at the peak above the weights. Made by
+`python benchmarks/bench_tasks.py` on a CPU, float32, one thread; on a GPU the ratios are others, and were not measured.
+Inputs that a sample sends through the network, a teacher's apart, say most of it."""
 HEAD = """# What the pretext tasks learn in minutes
 
 Made by `python benchmarks/bench_learning.py`, then `--pages`. {machine}.
