@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ssl3d import __version__, api, export, train
+from ssl3d.signals import Interrupted, interrupted_by_signals
 
 
 class UsageError(Exception):
@@ -40,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here, where a reader that left is noticed
         return code
     except KeyboardInterrupt as stop:
-        if type(stop).__name__ == "Interrupted":
-            return _fail(str(stop), stop.exit_code, debug)  # type: ignore[attr-defined]
+        if isinstance(stop, Interrupted):
+            return _fail(str(stop), stop.exit_code, debug)
         return _fail(str(stop) or "stopped by Ctrl-C; the same command goes on where it can", 1, debug)
     except BrokenPipeError as error:
         return 0 if _reader_left() else _explain(error, debug)
@@ -112,7 +113,9 @@ def _inspect(o: argparse.Namespace) -> int:
 
 
 def _train(o: argparse.Namespace) -> int:
-    sys.stdout.write(f"{train(o.recipe, o.overrides)}\n")
+    with interrupted_by_signals():  # also while it starts
+        run = train(o.recipe, o.overrides)
+    sys.stdout.write(f"{run}\n")
     return 0
 
 
@@ -150,10 +153,12 @@ def _copy(o: argparse.Namespace) -> int:
 def _sweep(o: argparse.Namespace) -> int:
     if importlib.util.find_spec("optuna") is None:
         raise UsageError("ssl3d sweep needs optuna: pip install 'ssl3d[sweep]'")
-    from ssl3d.sweep import run_local
-
     out = Path(o.out) if o.out else Path("runs", "sweeps", Path(o.file).stem)
-    sys.stdout.write(f"{run_local(o.file, o.local, out, o.overrides, o.at_once)}\n")
+    with interrupted_by_signals():  # also while it starts
+        from ssl3d.sweep import run_local
+
+        table = run_local(o.file, o.local, out, o.overrides, o.at_once)
+    sys.stdout.write(f"{table}\n")
     return 0
 
 

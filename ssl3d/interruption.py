@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -11,27 +10,7 @@ from typing import Any
 import torch
 
 from ssl3d.fabric import Fabric
-
-# What a scheduler sends before it takes a machine away (SLURM: SIGTERM, or what --signal names), and Ctrl-C.
-SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)
-)
-EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: "try again later"
-
-
-class Interrupted(KeyboardInterrupt):
-    """A run was asked to end, and saved; the same command goes on. The message is one sentence."""
-
-    def __init__(self, message: str, number: int) -> None:
-        super().__init__(message)
-        self.number = number
-
-    @property
-    def exit_code(self) -> int:
-        """75, by which a scheduler requeues; 0 under a sweep agent, which would count a failure; 1 for Ctrl-C."""
-        if os.environ.get("WANDB_SWEEP_ID"):
-            return 0
-        return 1 if self.number == signal.SIGINT else EXIT_CODE
+from ssl3d.signals import SIGNALS
 
 
 class Interruption:

@@ -17,7 +17,7 @@ from ssl3d.disk import WAIT_SECONDS, WAIT_SECONDS_OF_MANY
 from ssl3d.fabric import Fabric
 from ssl3d.initial import Initial, fill_trained, initialise
 from ssl3d.initial import load as load_initial
-from ssl3d.interruption import Interrupted, Interruption
+from ssl3d.interruption import Interruption
 from ssl3d.log import METRICS_FILE, MetricLog
 from ssl3d.meters import Watch
 from ssl3d.observers import observe, observers_of
@@ -26,6 +26,7 @@ from ssl3d.precision import choose_precision, depths
 from ssl3d.regions import RegionBatch
 from ssl3d.seeding import mix
 from ssl3d.setup_run import RunData
+from ssl3d.signals import Interrupted
 from ssl3d.tasks.task import Objective
 from ssl3d.terminal import progress, say
 from ssl3d.trackers import require, trackers_of

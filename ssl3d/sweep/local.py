@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -23,6 +22,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ssl3d.config import ConfigError
 from ssl3d.log import METRICS_FILE, read_metrics
+from ssl3d.signals import interrupted_by_signals
 from ssl3d.sweep import file as sweep_file
 from ssl3d.sweep.file import Sweep
 from ssl3d.terminal import say
@@ -41,7 +41,8 @@ def run_local(name: str, runs: int, out: Path, overrides: Sequence[str] = (), at
 
     `out` holds a run directory for each, the study's journal and results.csv. The same command again goes on: finished
     runs count, interrupted ones are resumed with the values they had.
-    Raises ConfigError (a key is wrong, `out` is in use), FileNotFoundError, SweepFailed when no run ended well.
+    Raises ConfigError (a key is wrong, `out` is in use), FileNotFoundError, SweepFailed when no run ended well, and
+    Interrupted, a KeyboardInterrupt, on SIGTERM and SIGUSR1.
     """
     sweep = sweep_file.read(name)
     sweep.overrides += overrides
@@ -66,7 +67,7 @@ def run_local(name: str, runs: int, out: Path, overrides: Sequence[str] = (), at
         done = sum(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in study.trials)
         runner = _Runner(sweep, out)
         try:
-            with ThreadPoolExecutor(at_once, thread_name_prefix="ssl3d-sweep") as pool, _stopped_by_signals():
+            with ThreadPoolExecutor(at_once, thread_name_prefix="ssl3d-sweep") as pool, interrupted_by_signals():
                 try:
                     list(pool.map(lambda _: runner.one(study), range(max(0, runs - done))))
                 except BaseException:
@@ -92,23 +93,6 @@ def _claim(out: Path) -> Iterator[None]:
         raise ConfigError([f"another sweep is running in '{out}': choose another --out"]) from None
     with lock:
         yield
-
-
-@contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """SIGTERM as Ctrl-C: the runs save what they have, and are taken up by the next call."""
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt(f"stopped by {signal.Signals(number).name}; the same command goes on")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _take_up(study: optuna.Study) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
+from ssl3d import cli
 from ssl3d.cli import _verbs, main
+from ssl3d.signals import EXIT_CODE
 
 MISTAKES = [
     (["trian"], "did you mean 'train'"),
@@ -86,3 +90,13 @@ def test_help_needs_no_torch():
         "except SystemExit: assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_while_a_run_starts_exits_with_75(monkeypatch, capsys, name):
+    """SLURM's warning may come before there is a run; any other exit code would not be put back into the queue."""
+    before = signal.getsignal(getattr(signal, name))
+    monkeypatch.setattr(cli, "train", lambda recipe, overrides: os.kill(os.getpid(), getattr(signal, name)))
+    assert main(["train", "mae_resenc_s"]) == EXIT_CODE
+    assert f"stopped by {name}; the same command goes on" in capsys.readouterr().err
+    assert signal.getsignal(getattr(signal, name)) == before

@@ -7,8 +7,9 @@ import torch
 
 from ssl3d import checkpoint
 from ssl3d.config import ConfigError
-from ssl3d.interruption import Interrupted, Interruption
+from ssl3d.interruption import Interruption
 from ssl3d.log import read_metrics
+from ssl3d.signals import Interrupted
 from ssl3d.train import train
 
 

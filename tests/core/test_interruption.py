@@ -14,8 +14,9 @@ import torch
 from omegaconf import OmegaConf
 
 from ssl3d import checkpoint
-from ssl3d.interruption import EXIT_CODE, SIGNALS, Interrupted, Interruption
+from ssl3d.interruption import Interruption
 from ssl3d.log import read_metrics
+from ssl3d.signals import EXIT_CODE, SIGNALS, Interrupted
 from ssl3d.tasks.mae import MAE
 from ssl3d.train import train
 

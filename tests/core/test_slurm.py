@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 
 from ssl3d import checkpoint
 from ssl3d.config import RECIPES
-from ssl3d.interruption import EXIT_CODE, SIGNALS
 from ssl3d.log import read_metrics
+from ssl3d.signals import EXIT_CODE, SIGNALS
 
 SCRIPT = RECIPES / "cluster" / "slurm.sh"
 
@@ -60,15 +60,17 @@ def fake(folder: Path, name: str, text: str) -> None:
     (folder / name).chmod(0o755)
 
 
+@pytest.mark.parametrize("verb", ["train", "sweep"])
 @pytest.mark.parametrize("code", [0, 1, EXIT_CODE])
-def test_the_job_script_requeues_what_was_preempted_and_nothing_else(tmp_path, code):
+def test_the_job_script_requeues_what_was_preempted_and_nothing_else(tmp_path, code, verb):
     fake(tmp_path, "srun", f'echo "srun $*" >> {tmp_path}/log; exit {code}')
     fake(tmp_path, "scontrol", f'echo "scontrol $*" >> {tmp_path}/log')
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
-    done = subprocess.run([SCRIPT, "mae_resenc_l", "data.store=a b.zarr"], env=environment, capture_output=True)
+    words = ["sweep"] * (verb == "sweep") + ["mae_resenc_l", "data.store=a b.zarr"]
+    done = subprocess.run([SCRIPT, *words], env=environment, capture_output=True)
     assert done.returncode == code
     said = (tmp_path / "log").read_text().splitlines()
-    assert said[0] == "srun --kill-on-bad-exit=0 ssl3d train mae_resenc_l data.store=a b.zarr"
+    assert said[0] == f"srun --kill-on-bad-exit=0 ssl3d {verb} mae_resenc_l data.store=a b.zarr"
     assert said[1:] == (["scontrol requeue 7"] if code == EXIT_CODE else [])
     assert subprocess.run([SCRIPT], env=environment, capture_output=True).returncode == 2
 

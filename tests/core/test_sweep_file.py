@@ -138,7 +138,7 @@ class Server:
 PROGRAM = """#!{python}
 import os, pathlib, signal, sys, time
 from ssl3d import config
-from ssl3d.interruption import Interrupted
+from ssl3d.signals import Interrupted
 
 assert sys.argv[1] == "train"
 recipe = config.load(sys.argv[2], sys.argv[3:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from ssl3d.signals import EXIT_CODE
 from ssl3d.sweep import local
 from ssl3d.sweep.local import SweepFailed, run_local
 
@@ -120,7 +122,8 @@ def test_hyperband_ends_runs_that_stay_behind(sweep, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_stopped_takes_its_run_up_where_it_was(sweep, tmp_path):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_sweep_that_is_stopped_takes_its_run_up_where_it_was(sweep, tmp_path, name):
     searched = {"optim.lr": {"values": [0.5, 0.02]}}
     slow = sweep(parameters={**searched, "run.steps": {"value": 40}, "run.seed": {"value": 50}})
     out = tmp_path / "out"
@@ -128,14 +131,15 @@ def test_a_sweep_that_is_stopped_takes_its_run_up_where_it_was(sweep, tmp_path):
     driver.write_text(f"""
 import subprocess, sys
 from pathlib import Path
+from ssl3d.signals import Interrupted
 from ssl3d.sweep import local
 program = [sys.executable, {str(tmp_path / "train.py")!r}, "train"]
 local.start = lambda arguments, log: subprocess.Popen([*program, *arguments], stdout=log, stderr=log)
 try:
     local.run_local({slow!r}, 2, Path({str(out)!r}))
-except KeyboardInterrupt as stop:
+except Interrupted as stop:
     print(stop)
-    sys.exit(1)
+    sys.exit(stop.exit_code)
 """)
     environment = {**os.environ, "PYTHONPATH": str(Path(local.__file__).parents[2])}
     process = subprocess.Popen([sys.executable, str(driver)], stdout=subprocess.PIPE, text=True, env=environment)
@@ -144,9 +148,9 @@ except KeyboardInterrupt as stop:
     while not first.exists() or len(first.read_text().splitlines()) < 5:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
-    process.terminate()
+    process.send_signal(getattr(signal, name))
     said, _ = process.communicate(timeout=60)
-    assert process.returncode == 1 and "stopped by SIGTERM; the same command goes on" in said
+    assert process.returncode == EXIT_CODE and f"stopped by {name}; the same command goes on" in said
     done = len(first.read_text().splitlines())
     assert 5 <= done < 40
     run_local(slow, 2, out)
