@@ -8,6 +8,7 @@ from html import escape
 
 from downstream import drawing
 from downstream.blocks import Block, Chart, Html, Section, Table
+from ssl3d.viewer import equip
 
 STYLE = """
 :root { --ink: #1b1d21; --soft: #5c6370; --line: #dfe2e7; --paper: #ffffff; --shade: #f5f6f8; --mark: #0072b2;
@@ -32,7 +33,7 @@ p, ul { margin: .5rem 0; } li { margin: .2rem 0; }
 a { color: var(--mark); } :focus-visible { outline: 2px solid var(--mark); outline-offset: 2px; }
 nav ol { margin: .5rem 0 1.2rem; padding: 0; list-style: none; display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; }
 nav li { margin: 0; font-size: .9rem; }
-figure { margin: 1.2rem 0; } figure > svg, figure > img { display: block; width: 100%; height: auto; }
+figure { margin: 1.2rem 0; } figure > svg, figure > img, .still > img { display: block; width: 100%; height: auto; }
 figcaption { margin-top: .5rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; margin: .6rem 0; }
@@ -67,14 +68,14 @@ def text(value: object) -> str:
 
 
 def page(title: str, sections: Iterable[Section]) -> str:
-    """The whole document."""
+    """The whole document; a script is in it only where slices can be looked through."""
     sections = list(sections)
     named = [section.title for section in sections if section.title]
     links = "".join(f'<li><a href="#{slug(name)}">{text(name)}</a></li>' for name in named)
     contents = f'<nav aria-label="Contents"><ol>{links}</ol></nav>' if len(named) > 3 else ""
     parts = [render(section) for section in sections]
     parts.insert(1 if sections and not sections[0].title else 0, contents)
-    return (
+    return equip(
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{text(title)}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<style>{STYLE}</style>\n</head>\n<body>\n"

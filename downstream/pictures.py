@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from downstream.drawing import STYLE
+from ssl3d.viewer import class_colours
 
 PREDICTION = "prediction__"  # prediction__<arm> in the npz file
 REFERENCE, REFERENCE_COLOUR = "reference", "white"
-CLASS_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00")
 MARGIN = 0.35  # of the box around the reference, shown around it
 MIN_SIDE = 40  # voxels shown at least along an axis
 
@@ -127,11 +127,10 @@ def choose(cases: Sequence[Case], scores: pd.DataFrame, baselines: Mapping[str, 
 def montage(case: Case, arms: Sequence[str]) -> Figure:
     """Columns: the image with the reference, then each arm's prediction over the reference (white).
 
-    The axial slice with the most labelled voxels, seen from below: the patient's left on the right. Only values in
-    `case.classes` are outlined (an ignore value is no class); all, where the file names none.
+    The axial slice with the most labelled voxels, seen from below: the patient's left on the right.
     """
-    slice_, box = _view(case)
-    classes = sorted(case.classes) or sorted(int(v) for v in np.unique(case.reference) if v > 0)
+    slice_, box = pictured(case)
+    classes = outlined(case)
     colours = class_colours(classes)
     image = case.image[slice_][box]
     low, high = (float(v) for v in np.percentile(image, [0.5, 99.5]))
@@ -158,9 +157,9 @@ def montage(case: Case, arms: Sequence[str]) -> Figure:
     return figure
 
 
-def class_colours(values: Collection[int]) -> dict[int, str]:
-    """{label value: colour}, as in the pictures."""
-    return {value: CLASS_COLOURS[i % len(CLASS_COLOURS)] for i, value in enumerate(sorted(values))}
+def outlined(case: Case) -> list[int]:
+    """The label values that are shown: the case's classes (an ignore value is none); all, where the file names none."""
+    return sorted(case.classes) or sorted(int(v) for v in np.unique(case.reference) if v > 0)
 
 
 def png(figure: Figure, dpi: int = 110) -> str:
@@ -175,22 +174,27 @@ def _volume(array: NDArray[Any]) -> NDArray[Any]:
     return array[0] if array.ndim == 4 else array
 
 
-def _view(case: Case) -> tuple[int, tuple[slice, slice]]:
+def pictured(case: Case) -> tuple[int, tuple[slice, ...]]:
     """Axial slice with the most labelled voxels, and the box in it around reference and predictions."""
     labelled = case.reference > 0
     index = int(labelled.sum((1, 2)).argmax()) if labelled.any() else case.reference.shape[0] // 2
     plane = labelled[index]
     for prediction in case.predictions.values():
         plane = plane | (prediction[index] > 0)
-    if not plane.any():
-        return index, (slice(None), slice(None))
+    return index, around(plane)
+
+
+def around(marked: NDArray[np.bool_]) -> tuple[slice, ...]:
+    """The box around what is marked in a plane or volume, with a margin, within it; all of it where nothing is."""
     box = []
-    for axis, size in enumerate(plane.shape):
-        where = np.flatnonzero(plane.any(1 - axis))
+    for axis, size in enumerate(marked.shape):
+        where = np.flatnonzero(marked.any(tuple(a for a in range(marked.ndim) if a != axis)))
+        if not where.size:
+            return tuple(slice(0, n) for n in marked.shape)
         extent = max(int((where[-1] - where[0] + 1) * (1 + 2 * MARGIN)), MIN_SIDE)
         start = max(0, min((int(where[0]) + int(where[-1]) + 1 - extent) // 2, size - extent))
         box.append(slice(start, min(start + extent, size)))
-    return index, (box[0], box[1])
+    return tuple(box)
 
 
 def _contours(axis: Axes, labels: NDArray[np.integer], colours: Mapping[int, str], width: float) -> None:

@@ -9,10 +9,10 @@ import numpy as np
 
 from ssl3d.data.format import LABELS, VALID, VOLUMES
 from ssl3d.data.store import Store
+from ssl3d.viewer import CLASS_COLOURS, UNMEASURED
 
 PLANES = ("axial", "coronal", "sagittal")
 _MOST_PIXELS = 320  # a side; larger planes are thinned out
-_INVALID = np.array([0.20, 0.45, 0.90])
 _TINT = 0.35
 
 
@@ -40,8 +40,6 @@ def planes(store: Store, row: int) -> list[Plane]:
     shape = [int(n) for n in store.cell("shape", row)]
     box = np.asarray(store.cell("foreground_box", row)).reshape(2, 3)
     centre = [int(c) for c in box.mean(axis=0)]
-    stats = store.cell("valid_stats", row)[0]
-    scale, offset = store.cell("scale", row)[0], store.cell("offset", row)[0]
     spacing = store.cell("spacing", row)
     out = []
     for axis, name in enumerate(PLANES):
@@ -55,8 +53,7 @@ def planes(store: Store, row: int) -> list[Plane]:
             plane = np.take(store.read(row, start, size, kind=kind)[0], 0, axis=axis)  # noqa: B023 - called at once
             return (plane[::-1] if axis > 0 else plane)[:: steps[0], :: steps[1]]  # noqa: B023
 
-        values = cut(VOLUMES).astype(np.float32) * scale + offset
-        picture = np.clip((values - stats["low"]) / max(stats["high"] - stats["low"], 1e-12), 0.0, 1.0)
+        picture = windowed(store, row, cut(VOLUMES))
         label = cut(LABELS) if store.cell("has_label", row) else None
         valid = cut(VALID) if store.cell("has_valid", row) else None
         height, width = shape[rows] * spacing[rows], shape[columns] * spacing[columns]
@@ -64,17 +61,30 @@ def planes(store: Store, row: int) -> list[Plane]:
     return out
 
 
+def windowed(store: Store, row: int, stored: np.ndarray) -> np.ndarray:
+    """Stored numbers of a volume's first channel -> 0..1 of the range that its modality is shown in."""
+    stats = store.cell("valid_stats", row)[0]
+    values = stored.astype(np.float32) * store.cell("scale", row)[0] + store.cell("offset", row)[0]
+    return np.clip((values - stats["low"]) / max(stats["high"] - stats["low"], 1e-12), 0.0, 1.0)
+
+
+def class_colour(value: int) -> str:
+    """The colour of a label value above 0, the same in every volume."""
+    return CLASS_COLOURS[(value - 1) % len(CLASS_COLOURS)]
+
+
 def png(plane: Plane) -> bytes:
-    """The plane as PNG: grey, classes tinted and outlined in ten colours, unmeasured voxels tinted blue."""
-    from matplotlib import colormaps, image
+    """The plane as PNG: grey, classes tinted and outlined in their colours, unmeasured voxels tinted blue."""
+    from matplotlib import colors, image
 
     colour = np.repeat(plane.picture[..., None], 3, axis=2).astype(np.float64)
     if plane.valid is not None:
         outside = plane.valid == 0
-        colour[outside] = (1 - _TINT) * colour[outside] + _TINT * _INVALID
+        colour[outside] = (1 - _TINT) * colour[outside] + _TINT * np.array(colors.to_rgb(UNMEASURED))
     if plane.label is not None:
         inside = plane.label > 0
-        paint = colormaps["tab10"]((plane.label.astype(np.int64) - 1) % 10)[..., :3]
+        palette = colors.to_rgba_array([class_colour(i + 1) for i in range(len(CLASS_COLOURS))])[:, :3]
+        paint = palette[(plane.label.astype(np.int64) - 1) % len(palette)]
         colour[inside] = (1 - _TINT) * colour[inside] + _TINT * paint[inside]
         outline = inside & _edges(plane.label)
         colour[outline] = paint[outline]

@@ -1,4 +1,7 @@
-"""The page of `inspect --html`: one HTML file that needs no other, readable without colours, scripts or a network."""
+"""The page of `inspect --html`: one HTML file that needs no other, readable without colours, scripts or a network.
+
+A script only adds the slices of the volumes to their pictures (ssl3d.viewer).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,9 @@ from preprocessing.montage import Plane, planes, png
 from preprocessing.ranking import RULES, Ranked
 from preprocessing.refusal import REASONS
 from preprocessing.report import Row
+from preprocessing.slices import scan_of
 from ssl3d.data.store import Store
+from ssl3d.viewer import MOST_SCANS, embed, equip
 
 _BINS = 24
 _LOGARITHMIC = 50.0  # ratio of the largest to the smallest positive value from which on the axis is logarithmic
@@ -44,8 +49,10 @@ svg text { fill: var(--dim); font-size: 10px }
 table { border-collapse: collapse; width: 100%; font-size: .9rem } caption { text-align: left; color: var(--dim) }
 th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
   overflow-wrap: anywhere } th { font-weight: 600 } td.n, th.n { text-align: right }
-.montage { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: 1rem }
+.montage { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: 1rem;
+  grid-auto-flow: dense }
 .volume { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .7rem }
+@media screen { .volume:has(.viewer.open) { grid-column: 1 / -1 } }
 .planes { background: #000; border-radius: 4px; padding: 3px }
 .planes div { display: flex; gap: 3px; align-items: center; margin: 0 auto }
 .planes img { min-width: 0; image-rendering: auto; display: block }
@@ -74,7 +81,10 @@ def page(
     refused: Sequence[Row],
     twins: Sequence[Near],
 ) -> str:
-    """The HTML of a store called `name`. `sections`: tables of text; `ranked`: the volumes to show, worst first."""
+    """The HTML of a store called `name`. `sections`: tables of text; `ranked`: the volumes to show, worst first.
+
+    The slices of the first MOST_SCANS of them can be looked through.
+    """
     parts = [
         f"<header><h1>{escape(name)}</h1>{_cards(dict(sections[0][1]), len(refused), len(twins))}</header>",
         _montage(store, ranked),
@@ -83,7 +93,7 @@ def page(
         _pairs(twins),
         "<h2>Numbers</h2>" + "".join(_table(title, rows) for title, rows in sections if title != "volumes"),
     ]
-    return (
+    return equip(
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(name)}: what the store holds</title><style>{_STYLE}</style></head>"
@@ -104,15 +114,16 @@ def _cards(volumes: dict[str, str], refused: int, twins: int) -> str:
 def _montage(store: Store, ranked: Sequence[Ranked]) -> str:
     if not ranked:
         return "<h2>Volumes</h2><p>The store holds no volume.</p>"
+    volumes = "".join(_volume(store, item, place < MOST_SCANS) for place, item in enumerate(ranked))
     return (
         f"<h2>Volumes to look at first</h2><p>Ranked by points: {escape(RULES)}. Axial, coronal and sagittal planes"
         " through the middle of the foreground, true to scale; classes of labels are coloured, voxels that were not"
-        f' measured are tinted blue.</p><div class="montage">{"".join(_volume(store, item) for item in ranked)}</div>'
+        f' measured are tinted blue.</p><div class="montage">{volumes}</div>'
     )
 
 
-def _volume(store: Store, item: Ranked) -> str:
-    """The figure of one volume."""
+def _volume(store: Store, item: Ranked, slices: bool) -> str:
+    """The figure of one volume; with `slices` all of it can be looked through."""
     volume_id = store.volume_id(item.row)
     spacing = " × ".join(f"{s:.3g}" for s in store.cell("spacing", item.row))
     shape = " × ".join(str(n) for n in store.cell("shape", item.row))
@@ -120,6 +131,7 @@ def _volume(store: Store, item: Ranked) -> str:
     why = f'<span class="reasons">{escape(", ".join(item.reasons))}</span>' if item.reasons else "nothing found"
     try:
         shown = _strip(volume_id, planes(store, item.row))
+        shown = embed(scan_of(store, item.row), shown) if slices else shown
     except (ValueError, OSError):
         shown = "<p>It cannot be read: see ssl3d inspect --verify.</p>"
     return (

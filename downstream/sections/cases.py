@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from downstream import page, pictures, sentences
+from downstream import page, pictures, sentences, slices
 from downstream.blocks import Html, Section
 from downstream.comparison import patient_scores
 from downstream.sections.view import View
+from ssl3d.viewer import MOST_SCANS, class_colours, embed
 
 MOST_ARMS = 5  # in a picture: of a method with several runs the first is shown
 
 
 def cases(view: View) -> Section | None:
-    """None where no prediction was kept."""
+    """None where no prediction was kept. The slices of the first MOST_SCANS cases can be looked through."""
     loaded = [pictures.load_case(path) for path in view.evaluation.cases]
     if not loaded:
         return None
@@ -25,7 +26,7 @@ def cases(view: View) -> Section | None:
         return None
     legend = " ".join(
         f'<span class="key"><span style="background:{colour}"></span>{page.text(loaded[0].classes[value])}</span>'
-        for value, colour in pictures.class_colours(loaded[0].classes).items()
+        for value, colour in class_colours(loaded[0].classes).items()
     )
     intro = (
         f"{view.title(measure)} on {sentences.patients_in_words(n)}. Of all {len(scores)} test patients the best and "
@@ -36,14 +37,15 @@ def cases(view: View) -> Section | None:
     )
     blocks = [Html(f"<p>{page.text(intro)} {legend}</p>")]
     data: list[dict[str, Any]] = []
-    for case, why in chosen:
+    for place, (case, why) in enumerate(chosen):
         arms = view.pictured(case.predictions)[:MOST_ARMS]
         rank = int(scores.mean(axis=1).rank(ascending=False, method="first")[case.patient])
         values = ", ".join(f"{arm} {case.dice[arm]:.3f}" for arm in arms if arm in case.dice)
         caption = f"{why.capitalize()}: patient {case.patient}, rank {rank} of {len(scores)} test patients" + (
             f"; Dice of these predictions: {values}." if values else "."
         )
-        source = pictures.png(pictures.montage(case, arms))
-        blocks.append(Html(page.figure(page.image(source, caption), caption)))
+        still = page.image(pictures.png(pictures.montage(case, arms)), caption)
+        shown = embed(slices.scan_of(case, arms), still) if place < MOST_SCANS else still
+        blocks.append(Html(page.figure(shown, caption)))
         data.append({"patient": case.patient, "why": why, "rank": rank, "of": len(scores), "dice": dict(case.dice)})
     return Section("Cases", blocks, {"cases": data})

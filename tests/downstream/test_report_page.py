@@ -1,5 +1,6 @@
 """The page: self-contained, escaped, complete, and its numbers those of results.csv."""
 
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -9,7 +10,10 @@ import pandas as pd
 import pytest
 from synthetic_evaluation import rows, search_rows, write_evaluation
 
+from downstream.pictures import Case
 from downstream.report import redraw, write_report
+from downstream.slices import scan_of
+from ssl3d.viewer import MOST_SCANS
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -38,7 +42,7 @@ class _Checker(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open[-1:] != ["style"]:
+        if self.open[-1:] not in (["style"], ["script"]):
             self.text.append(data)
 
 
@@ -47,7 +51,8 @@ def _check(path):
     checker = _Checker()
     checker.feed(content)
     assert checker.open == []
-    assert "http" not in content and "@import" not in content and "<script" not in content
+    assert "http" not in content and "@import" not in content
+    assert content.count("<script>") == checker.tags.count("script") == ("data-scan" in content)  # the viewer's alone
     assert not re.search(r"url\((?!['\"]?#)", content)
     return " ".join(" ".join(checker.text).split()), checker.tags
 
@@ -105,6 +110,53 @@ def test_summary_holds_the_numbers_of_the_page(evaluation):
     assert len(summary["search"]) == 6 and 2 <= len(summary["cases"]) <= 3
 
 
+def _scans(path):
+    found = re.findall(r'data-scan="([^"]*)"', path.read_text())
+    return [json.loads(html.unescape(content)) for content in found]
+
+
+def test_slices_of_cases_can_be_looked_through(evaluation):
+    scans = _scans(evaluation / "report.html")
+    assert [scan["name"] for scan in scans] == [f"patient {c['patient']}" for c in
+            json.loads((evaluation / "report.json").read_text())["cases"]]  # fmt: skip
+    for scan in scans:
+        assert [item["name"] for item in scan["maps"]] == ["reference", "scratch", "mae"]
+        assert scan["outline"] == "reference" and [name for name, _ in scan["paints"]] == ["head", "body"]
+        assert scan["spacing"] == [2, 1, 1.25] and scan["size"] == [20, 60, 48] and scan["step"] == [1, 1, 1]
+        end = np.add(scan["origin"], scan["shape"])
+        assert (np.array(scan["shape"]) <= scan["size"]).all() and (end <= scan["size"]).all()
+
+
+def test_a_box_holds_every_label_and_no_ignored_one():
+    reference = np.zeros((10, 200, 200), int)
+    reference[4:6, 100:120, 60:70] = 2
+    reference[:, :5, :5] = 255
+    prediction = np.zeros_like(reference)
+    prediction[7, 90:95, 120:122] = 3
+    image = np.random.default_rng(0).normal(size=reference.shape).astype(np.float32)
+    case = Case("c", "p", image, reference, {"mae": prediction}, (4.0, 1.0, 1.0), classes={2: "a", 3: "b"})
+    scan = scan_of(case, ["mae"])
+    assert scan.image.shape == (10, 51, 105) and scan.grid.origin == (0, 79, 38)
+    at = tuple(slice(o, o + n) for o, n in zip(scan.grid.origin, scan.image.shape))
+    np.testing.assert_array_equal(scan.maps["reference"], reference[at])
+    np.testing.assert_array_equal(scan.maps["mae"], prediction[at])
+    inside = image[at]
+    low, high = np.percentile(inside, [0.5, 99.5])
+    np.testing.assert_allclose(scan.image, 255 * np.clip((inside - low) / (high - low), 0, 1), atol=0.51)
+
+
+def test_no_more_cases_than_a_page_can_hold_have_slices(tmp_path):
+    out = write_evaluation(tmp_path / "out", rows({"mae": {2: 0.1}}, patients=45, seeds=[0]), pictures=14)
+    text = write_report(out).read_text()
+    assert text.count("data-scan=") == MOST_SCANS == 12 and text.count("<img ") == 14
+
+
+def test_an_evaluation_without_pictures_has_no_script(tmp_path):
+    page = write_report(write_evaluation(tmp_path / "out", rows({"mae": {2: 0.05}}), pictures=0))
+    _, tags = _check(page)
+    assert "script" not in tags and ".viewer" not in page.read_text()
+
+
 def test_redrawing_gives_the_same_bytes(evaluation):
     before = (evaluation / "report.html").read_bytes()
     assert redraw([evaluation]) == [evaluation / "report.html"]
@@ -117,7 +169,7 @@ def test_hostile_names_are_escaped(tmp_path):
     table["patient"] = table["patient"].replace("p03", '"><b>x')
     out = write_evaluation(tmp_path / "out", table)
     text, tags = _check(write_report(out))
-    assert "script" not in tags and "b" not in tags and "<script>alert(1)</script>" in text
+    assert tags.count("script") == 1 and "b" not in tags and "<script>alert(1)</script>" in text
 
 
 def test_null_result_is_the_headline(tmp_path):

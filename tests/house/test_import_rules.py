@@ -24,6 +24,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "ssl3d.data.format": ("ssl3d.seeding",),
     "ssl3d.synth": ("ssl3d.synth",),
     "ssl3d.data": ("ssl3d.data", "ssl3d.regions", "ssl3d.seeding", "ssl3d.synth"),
+    "ssl3d.viewer": ("ssl3d.viewer",),
     "ssl3d.augment": ("ssl3d.augment", "ssl3d.regions", "ssl3d.seeding"),
     "ssl3d.models": ("ssl3d.models", "ssl3d.regions", "ssl3d.seeding"),
     "ssl3d.tasks": (
@@ -38,7 +39,7 @@ RULES: dict[str, tuple[str, ...]] = {
     ),
     "ssl3d.cli": ("ssl3d", "preprocessing", "downstream"),
     "ssl3d.api": ("ssl3d", "preprocessing", "downstream"),  # the same verbs in Python
-    "preprocessing": ("preprocessing", "ssl3d.data", "ssl3d.seeding", "ssl3d.terminal"),
+    "preprocessing": ("preprocessing", "ssl3d.data", "ssl3d.seeding", "ssl3d.terminal", "ssl3d.viewer"),
     "downstream.chain": ("downstream", "preprocessing", "ssl3d"),  # the quickstart: raw files to report
     "downstream.jobs": ("downstream", "preprocessing.cluster", "ssl3d"),  # a dask scheduler, as conversions use one
     "downstream": ("downstream", "ssl3d"),

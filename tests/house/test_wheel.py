@@ -18,7 +18,7 @@ PACKAGES = ("ssl3d", "preprocessing", "downstream", "recipes")
 OTHERS = ("setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md",
           "SECURITY.md", "CITATION.cff", "Dockerfile", "Makefile", "constraints.txt", "ruff.toml")  # fmt: skip
 FOLDERS = (*PACKAGES, "tests", "docs", "benchmarks", ".ci")
-DATA = (".yaml", ".json", ".sh", ".typed")
+DATA = (".yaml", ".json", ".sh", ".typed", ".css", ".js")
 NEWER = 77  # of setuptools, as pyproject.toml asks
 
 

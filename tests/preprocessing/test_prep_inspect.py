@@ -1,5 +1,8 @@
 """inspect: the text, the ranking, and a page that needs nothing else."""
 
+import base64
+import io
+import json
 import re
 from html.parser import HTMLParser
 
@@ -86,17 +89,34 @@ class _Page(HTMLParser):
         self.words.append(data)
 
 
+def _scans(page):
+    """What the viewers of a page are made of."""
+    return [json.loads(a["data-scan"]) for _, a in page.tags if "data-scan" in a]
+
+
+def _voxels(packed, scan):
+    """The voxels (D,H,W) of a copy, read from its tiles."""
+    from matplotlib import image
+
+    pixels = np.round(255 * image.imread(io.BytesIO(base64.b64decode(packed["png"])))).astype(int)
+    (depth, height, width), across = scan["shape"], scan["columns"]
+    tiles = pixels.reshape(-1, height, across, width).swapaxes(1, 2).reshape(-1, height, width)
+    return tiles[:depth]
+
+
 def test_the_page_is_whole_and_accessible(store, tmp_path):
     assert main(["inspect", str(store), "--html", str(tmp_path / "page.html")]) == 0
     text = (tmp_path / "page.html").read_text()
     page = _Page(text)
     words = " ".join(page.words)
-    assert not re.findall(r"(?:src|href)=\"(?!data:)", text) and "<script" not in text and "http" not in words
+    assert not re.findall(r"(?:src|href)=\"(?!data:)", text) and "http" not in text
+    assert [tag for tag, _ in page.tags].count("script") == 1 and len(_scans(page)) == 12
     images = [attributes for tag, attributes in page.tags if tag == "img"]
     assert len(images) == 36 and all(a["alt"] for a in images)  # three planes of twelve volumes
     charts = [attributes for tag, attributes in page.tags if tag == "svg"]
     assert len(charts) >= 12 and all(a["role"] == "img" and "median" in a["aria-label"] for a in charts)
     assert [tag for tag, _ in page.tags].count("h1") == 1 and ("html", {"lang": "en"}) in page.tags
+    assert _scans(page)[0]["name"] in words and len(text) < 2_000_000
     assert "my store.zarr" in words and str(store.parent) not in text  # a page is handed on
     assert "<i>empty" in words and "<i>" not in text  # names are escaped
     assert "constant" in words and "all voxels hold one value (7)" in words
@@ -135,6 +155,47 @@ def test_labels_and_unmeasured_voxels_are_coloured(tmp_path):
     np.testing.assert_array_equal(grey, (plane.valid == 1) & (plane.label == 0))
     blue = colour[plane.valid == 0]
     assert (blue[:, 2] > blue[:, 0]).all()
+
+
+def test_the_slices_of_a_page_are_those_of_the_volume(tmp_path):
+    array = smooth((44, 30, 16)) + 2000
+    array[:12] = 0
+    save(tmp_path / "in" / "a.nii.gz", array, np.diag([1, 1.5, 4.0, 1]))
+    mask = np.zeros(array.shape, np.uint8)
+    mask[20:26, 10:20, 4:12], mask[30:, 5:9, 2:] = 2, 9
+    save(tmp_path / "masks" / "a.nii.gz", mask, np.diag([1, 1.5, 4.0, 1]))
+    convert(tmp_path / "in", tmp_path / "s", labels=tmp_path / "masks", spacing="keep", workers=1)
+    inspect(tmp_path / "s", html=tmp_path / "page.html")
+    (scan,) = _scans(_Page((tmp_path / "page.html").read_text()))
+    assert scan["shape"] == scan["size"] == [16, 30, 44] and scan["step"] == [1, 1, 1]
+    assert scan["spacing"] == [4, 1.5, 1] and scan["origin"] == [0, 0, 0]
+    store = open_store(tmp_path / "s")
+    image, label = _voxels(scan["image"], scan), _voxels(scan["maps"][0], scan)
+    assert [name for name, _ in scan["paints"]] == ["not measured", "class_2", "class_9"]
+    for axis, plane in enumerate(planes(store, 0)):
+        box = np.asarray(store.cell("foreground_box", 0)).reshape(2, 3)
+        assert scan["start"] == [int(c) for c in box.mean(axis=0)]
+        shown = np.take(image, scan["start"][axis], axis=axis)
+        np.testing.assert_array_equal(shown[::-1] if axis else shown, (255 * plane.picture).round())
+        names = np.array(["", *(name for name, _ in scan["paints"])])[np.take(label, scan["start"][axis], axis=axis)]
+        given = np.where(plane.label > 0, np.char.add("class_", plane.label.astype(str)), "").astype("<U12")
+        given[(plane.label == 0) & (plane.valid == 0)] = "not measured"
+        np.testing.assert_array_equal(names[::-1] if axis else names, given)
+
+
+def test_slices_read_in_slabs_are_those_read_at_once(tmp_path, monkeypatch):
+    from preprocessing import slices
+    from ssl3d import viewer
+
+    convert(save(tmp_path / "a.nii.gz", smooth((20, 30, 25)) + 50), tmp_path / "s", spacing="keep", workers=1)
+    monkeypatch.setattr(viewer.grid, "MOST_VOXELS", 3000)
+    store, copies = open_store(tmp_path / "s"), []
+    for slab in (1, 4, 1000):
+        monkeypatch.setattr(slices, "_SLAB", slab)
+        copies.append(slices.scan_of(store, 0))
+    assert copies[0].grid.step == (2, 2, 2) and copies[0].image.shape == (13, 15, 10)
+    for copy in copies[1:]:
+        np.testing.assert_array_equal(copy.image, copies[0].image)
 
 
 def test_an_empty_store_and_a_damaged_volume_can_be_inspected(store, tmp_path):
