@@ -208,7 +208,8 @@ def test_the_commands_of_a_block_are_understood(block: Block) -> None:
         if runs:  # also torchrun -m ssl3d, docker run IMAGE ssl3d
             understood(words[words.index("ssl3d") + 1 :])
         elif "recipes/cluster/slurm.sh" in words:
-            understood(["train", *words[words.index("recipes/cluster/slurm.sh") + 1 :]])
+            given = words[words.index("recipes/cluster/slurm.sh") + 1 :]
+            understood(given if given[0] == "sweep" else ["train", *given])
         elif words[0] == "make":
             assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text(), command
         elif words[:2] == ["python", "-m"]:
