@@ -30,6 +30,7 @@ from ssl3d.terminal import Meter, progress, say
 
 # Verdicts that may be the machine's fault, not the file's: what had them is tried once more, alone.
 _SECOND_CHANCE = ("worker_died", "too_large")
+_HASHED = ("dicom-", "archive-", "folder-")  # how sources are called whose names may be those of patients
 _MOST_WARNINGS = 20  # pairs that look alike named on the screen; all are in duplicates.csv
 
 
@@ -188,7 +189,7 @@ class Run:
 
     def _refuse(self, source: Source, volume_id: str, refusal: Refusal) -> None:
         self.refused.append((source, volume_id, refusal))
-        hashed = f" [{source.name}]" if source.name.startswith("dicom-") else ""  # what refused.csv calls it
+        hashed = f" [{source.name}]" if source.name.startswith(_HASHED) else ""  # what refused.csv calls it
         say(f"refused {source.shown}{hashed}: {refusal}")
 
     def _drop(self, duplicates: dict[str, str], ledger: Ledger) -> None:

@@ -33,9 +33,9 @@ _MOST_SCOUT_SLICES = 32  # a series called scout or survey that has more is a sc
 
 @dataclass
 class _Series:
-    """One series of one patient: its objects, and those that repeat an object found before, of this series or of another.
+    """One series of one patient: its objects, and those that repeat an object found before, here or in another series.
 
-    An archive that holds a scan twice, once under a pseudonym, has series that are copies and nothing else.
+    Where a scan lies twice, once under a pseudonym, the second series is copies and nothing else.
     """
 
     objects: list[Object] = field(default_factory=list)
