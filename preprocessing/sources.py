@@ -21,7 +21,7 @@ from preprocessing.readers import dicom_header, header_file, split_extension
 from preprocessing.refusal import Refusal
 from preprocessing.source import Root, Source
 from preprocessing.subjects import digits
-from preprocessing.summary import summaries
+from preprocessing.summary import count, summaries
 from preprocessing.tree import Folder
 from ssl3d.terminal import printable
 
@@ -35,6 +35,7 @@ _NO_IMAGES = frozenset(
     )
     for extension in line.split()
 )
+_VOXELS = frozenset({".raw", ".zraw", ".img"})  # of headers that lie beside them
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Discovery:
     _parts: list[_Part] = field(default_factory=list)
     _datasets: dict[Path, Found] = field(default_factory=dict)
     _folders: dict[Path, Folder] = field(default_factory=dict)
+    _passed: set[Path] = field(default_factory=set)  # files met in folders that hold no image
 
     def add(self, argument: str | Path) -> None:
         """Take in one source as the user typed it.
@@ -152,6 +154,8 @@ class Discovery:
                 self._add_archive(path, root, root.shown(path), depth)
             elif not split_extension(name)[1] and _may_be_dicom(path):
                 self._pictures.setdefault(path, root)
+            elif not split_extension(name)[1] and path.suffix.lower() not in _VOXELS:
+                self._passed.add(path)
         for child in folder.folders.values():
             self._visit(child, root, depth)
         if folder.unlisted:
@@ -301,6 +305,9 @@ class Discovery:
                 drafts.apply_row(source, row)
         for line in summaries(found, [(pictures[source.paths[0]], source) for source in images]):
             self.say(line)
+        told = {path for source in images for path in (*source.paths, source.label)}
+        if passed := len(self._passed | (pictures.keys() - told)):
+            self.say(f"passed over {count(passed, 'file')} without an image (documents, reports, indices)")
         every = [*(source for _, source in found), *images, *self._refused]
         for source in every:
             source.name, source.shown, source.public = map(printable, (source.name, source.shown, source.public))

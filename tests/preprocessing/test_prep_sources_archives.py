@@ -211,7 +211,8 @@ def test_names_of_refused_archives_and_folders_stay_out_of_the_store(tmp_path, c
     with zipfile.ZipFile(tmp_path / "in" / "DOE_JACK.zip", "w") as out:
         out.writestr("DOE_JACK/head.nii", bytes(400))
     report = convert(tmp_path / "in", tmp_path / "store", spacing="keep", workers=1)
-    assert sorted(reason for _, reason in report.refused) == ["archive_damaged", "blank_file", "empty_file", "not_a_file"]
+    reasons = sorted(reason for _, reason in report.refused)
+    assert reasons == ["archive_damaged", "blank_file", "empty_file", "not_a_file"]
     text = (tmp_path / "store" / "refused.csv").read_text()
     assert not [name for name in ("DOE", "JACK", "JANE", "JIM") if name in text]
     said = capsys.readouterr().out
