@@ -1,6 +1,7 @@
 """Write the table of docs/costs.md anew: what `ssl3d check` counts for every shipped recipe. Nothing is trained.
 
-python docs/make_costs.py            # --check compares instead, and ends with 1 where the page is out of date
+python docs/make_costs.py            # names of recipes after it: those alone; --check compares instead, and ends with 1
+                                     # where the page is out of date
 """
 
 from __future__ import annotations
@@ -47,10 +48,13 @@ def rows() -> dict[str, str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the page, or with --check compare it."""
-    made = {name: row(name) for name in names()}
+    """Write the page, all of it or the rows of the named recipes, or with --check compare it."""
+    old = rows()
+    chosen = [name for name in arguments if name != "--check"]
+    kept = {name: line for name, line in old.items() if chosen and name not in chosen}
+    made = {name: kept.get(name) or row(name) for name in names() if not chosen or name in {*kept, *chosen}}
     if "--check" in arguments:
-        return int(made != rows())
+        return int(made != old)
     text = PAGE.read_text(encoding="utf-8")
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
     PAGE.write_text(before + BEGIN + HEAD + "".join(made.values()) + END + after, encoding="utf-8")

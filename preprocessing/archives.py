@@ -136,7 +136,7 @@ def _unpack(archive: Path, place: Path, heads_only: bool) -> None:
     try:
         packed = archive.stat().st_size
         if packed == 0:
-            raise Refusal("empty_file", f"{archive.name} has no bytes")
+            raise Refusal("empty_file", "the archive has no bytes")
         if archive.name.lower().endswith(".zip"):
             with zipfile.ZipFile(archive) as opened:
                 members = [_zip_member(opened, info) for info in opened.infolist()]
@@ -151,14 +151,14 @@ def _unpack(archive: Path, place: Path, heads_only: bool) -> None:
                 while rest := tar.fileobj.read(_PIECE) if tar.fileobj is not None else b"":  # to reach the checksum
                     budget.enter(len(rest))
     except _DAMAGE as error:
-        raise Refusal("archive_damaged", f"{archive.name} is damaged or cut short ({type(error).__name__})") from error
+        raise Refusal("archive_damaged", f"the archive is damaged or cut short ({type(error).__name__})") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise Refusal("archive_too_large") from error
         if error.errno in (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EINVAL):
             raise Refusal("archive_unsafe", "the archive holds a name that no file can have") from error
         if error.errno is None:  # gzip's own: a wrong checksum, no gzip at all
-            raise Refusal("archive_damaged", f"{archive.name} is damaged") from error
+            raise Refusal("archive_damaged", "the archive is damaged") from error
         raise
 
 

@@ -208,8 +208,11 @@ def _shown(draft: Draft, path: Path) -> str:
 
 
 def _public_name(draft: Draft, path: Path, subject: str, key: bytes) -> str:
-    """The file for refused.csv: folders that could be called after a patient or a day are given as pseudonyms."""
+    """The file for refused.csv: folders and archives that could be called after a patient or a day as pseudonyms."""
     name = draft.root.name(path)
+    if draft.place is not None and draft.root.packed:  # an archive, or the one folder in it
+        own, below = name.split("/", 1)
+        name = f"archive-{digits(printable(own), key)[:8]}/{below}"
     if draft.place is not None and path.parent != draft.root.path:
         own, *between, last = name.split("/")
         whose = draft.place.subject

@@ -18,7 +18,7 @@ from preprocessing.plan import attach_labels, attach_targets, find_sources, pars
 from preprocessing.rehearsal import rehearse
 from preprocessing.report import ConvertReport
 from preprocessing.run import Options, Run
-from preprocessing.subjects import load_key
+from preprocessing.subjects import key_file, load_key
 from ssl3d.data import format as fmt
 from ssl3d.data.encode import METADATA
 from ssl3d.data.objects import Objects, in_parallel, is_url, local_path, open_objects
@@ -79,6 +79,8 @@ def convert(
         if targets is not None:
             attach_targets(found, Path(targets))
         if dry_run:
+            if not key_file(subject_key).is_file():
+                say("there is no subject key yet: a run makes one, and hashed ids will be others than these")
             return rehearse(found, objects)
         digests = list(in_parallel(lambda source: content_digest(source.paths), found))
         with exclusive(str(store)) as token:

@@ -9,6 +9,8 @@ from preprocessing.ledger import Ledger, content_digest
 from preprocessing.report import ConvertReport
 from preprocessing.source import Source
 from preprocessing.summary import count
+from ssl3d.data import format as fmt
+from ssl3d.data.encode import METADATA
 from ssl3d.data.objects import Objects, in_parallel
 from ssl3d.terminal import say
 
@@ -19,6 +21,7 @@ def rehearse(found: Sequence[Source], objects: Objects) -> ConvertReport:
     report = ConvertReport()
     subjects = set()
     labelled = 0
+    held = set(objects.holding(fmt.VOLUMES, METADATA))
     for source in found:
         if source.problem is not None:
             report.refused.append((source.shown, source.problem.reason))
@@ -30,8 +33,10 @@ def rehearse(found: Sequence[Source], objects: Objects) -> ConvertReport:
         subjects.add(source.subject)
         labelled += len(ids) if source.labelled else 0
         listed = ids[0] if len(ids) == 1 else f"{ids[0]} ... {ids[-1]}"
-        say(f"would make {listed} from {source.shown} ({_described(source)})")
+        verb = "would keep" if held.issuperset(ids) else "would make"
+        say(f"{verb} {listed} from {source.shown} ({_described(source)})")
     say(f"would have {count(len(subjects), 'subject')}, {labelled} of {count(report.converted, 'volume')} labelled")
+    say("voxels were not read: a run may refuse more")
     if report.refused:
         say(f"would be refused: {report.reasons}")
     say(f"would convert {report.converted}, refuse {len(report.refused)}")

@@ -30,6 +30,7 @@ from ssl3d.terminal import Meter, progress, say
 
 # Verdicts that may be the machine's fault, not the file's: what had them is tried once more, alone.
 _SECOND_CHANCE = ("worker_died", "too_large")
+_HASHED = ("dicom-", "archive-", "folder-")  # how sources are called whose names may be those of patients
 _MOST_WARNINGS = 20  # pairs that look alike named on the screen; all are in duplicates.csv
 
 
@@ -58,6 +59,7 @@ class Run:
         self.sources, self.digests = sources, digests
         self.committed: set[str] = set()
         self.refused: list[tuple[Source, str, Refusal]] = []
+        self._before = 0  # of them, those that were refused before a voxel was read
 
     def convert(self) -> ConvertReport:
         """Convert what is missing, drop duplicates, index, write refused.csv and the last line.
@@ -154,6 +156,7 @@ class Run:
         jobs = [s for s in self.sources if s.problem is None and not self.committed.issuperset(s.volume_ids())]
         if not jobs:
             return
+        self._before = len(self.refused)
         with progress("converting", len(jobs)) as meter:
             again = self._pass(jobs, settings, self.options.workers, meter, 0, _SECOND_CHANCE)
             if again:
@@ -183,12 +186,13 @@ class Run:
                 if outcome.refusal is not None:
                     self._refuse(jobs[number], outcome.volume_id, outcome.refusal)
             done += 1
-            meter.update(done, f"({len(self.refused)} refused)" if self.refused else "")
+            refused = len(self.refused) - self._before
+            meter.update(done, f"({refused} refused)" if refused else "")
         return again
 
     def _refuse(self, source: Source, volume_id: str, refusal: Refusal) -> None:
         self.refused.append((source, volume_id, refusal))
-        hashed = f" [{source.name}]" if source.name.startswith("dicom-") else ""  # what refused.csv calls it
+        hashed = f" [{source.name}]" if source.name.startswith(_HASHED) else ""  # what refused.csv calls it
         say(f"refused {source.shown}{hashed}: {refusal}")
 
     def _drop(self, duplicates: dict[str, str], ledger: Ledger) -> None:

@@ -33,10 +33,13 @@ _MOST_SCOUT_SLICES = 32  # a series called scout or survey that has more is a sc
 
 @dataclass
 class _Series:
-    """One series of one patient: its objects, and how many files repeat one of them."""
+    """One series of one patient: its objects, and those that repeat an object found before, here or in another series.
+
+    Where a scan lies twice, once under a pseudonym, the second series is copies and nothing else.
+    """
 
     objects: list[Object] = field(default_factory=list)
-    copies: list[Path] = field(default_factory=list)
+    copies: list[Object] = field(default_factory=list)
     sources: list[Source] = field(default_factory=list)
 
 
@@ -61,7 +64,7 @@ def group(files: Mapping[Path, Root], key: bytes, patients: Patients) -> list[So
             series = images.setdefault((found.patient, found.series), _Series())
             identity = _identity(found)
             if identity in seen:
-                series.copies.append(file)
+                series.copies.append(found)
             else:
                 seen.add(identity)
                 series.objects.append(found)
@@ -131,8 +134,9 @@ class _Grouping:
             series.sources = self._volumes(scans, stacks)
             self.sources += series.sources
         if series.copies:
-            copied = self._source(series.objects, series.copies, "x-copies")
-            copied.problem = Refusal("duplicate", f"{len(series.copies)} files repeat pictures of the same series that"
+            copied = self._source(series.copies, [found.file for found in series.copies], "x-copies")
+            whose = "the same series" if series.objects else "another patient or series"
+            copied.problem = Refusal("duplicate", f"{len(series.copies)} files repeat pictures of {whose} that"
                                      " were found before, by their SOP instance")  # fmt: skip
             self.sources.append(copied)
 

@@ -74,12 +74,13 @@ def clean_id(text: str) -> str:
 class Root:
     """A folder that files were found in, and how the user typed it; it names what lies below it.
 
-    `named`: the user named the files themselves, one by one, not the folder.
+    `named`: the user named the files themselves, one by one, not the folder. `packed`: it came out of an archive.
     """
 
     path: Path
     typed: str
     named: bool = False
+    packed: bool = False
 
     def name(self, path: Path) -> str:
         """`path` for refused.csv: relative, the folder's own name first; never absolute."""

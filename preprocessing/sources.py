@@ -20,7 +20,8 @@ from preprocessing.lists import Listed
 from preprocessing.readers import dicom_header, header_file, split_extension
 from preprocessing.refusal import Refusal
 from preprocessing.source import Root, Source
-from preprocessing.summary import summaries
+from preprocessing.subjects import digits
+from preprocessing.summary import count, summaries
 from preprocessing.tree import Folder
 from ssl3d.terminal import printable
 
@@ -34,6 +35,7 @@ _NO_IMAGES = frozenset(
     )
     for extension in line.split()
 )
+_VOXELS = frozenset({".raw", ".zraw", ".img"})  # of headers that lie beside them
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Discovery:
     _parts: list[_Part] = field(default_factory=list)
     _datasets: dict[Path, Found] = field(default_factory=dict)
     _folders: dict[Path, Folder] = field(default_factory=dict)
+    _passed: set[Path] = field(default_factory=set)  # files met in folders that hold no image
 
     def add(self, argument: str | Path) -> None:
         """Take in one source as the user typed it.
@@ -151,13 +154,17 @@ class Discovery:
                 self._add_archive(path, root, root.shown(path), depth)
             elif not split_extension(name)[1] and _may_be_dicom(path):
                 self._pictures.setdefault(path, root)
+            elif not split_extension(name)[1] and path.suffix.lower() not in _VOXELS:
+                self._passed.add(path)
         for child in folder.folders.values():
             self._visit(child, root, depth)
         if folder.unlisted:
             refusal = Refusal("unreadable", f"the folder cannot be listed: {folder.unlisted}")
-            self._refuse(folder.path, root, refusal, root.shown(folder.path))
+            self._refuse_hashed(folder.path, root, refusal, root.shown(folder.path), "folder")
         elif split_extension(folder.path.name)[1] and folder.path != root.path and self._count() == before:
-            self._refuse(folder.path, root, Refusal("not_a_file"), root.shown(folder.path))
+            own, *between, last = root.name(folder.path).split("/")  # its name is a file's, and those are kept
+            name = "/".join([own, *(digits(printable(part), self.names.key)[:8] for part in between), last])
+            self._refuse(folder.path, root, Refusal("not_a_file"), root.shown(folder.path), name)
 
     def _read(self, layout: Layout, folder: Folder) -> Found:
         if folder.path not in self._datasets:
@@ -223,19 +230,19 @@ class Discovery:
     def _add_archive(self, path: Path, root: Root, typed: str, depth: int) -> None:
         if depth >= archives.MAX_DEPTH:
             refusal = Refusal("archive_bomb", "it lies in an archive inside an archive: unpack it yourself")
-            self._refuse(path, root, refusal, typed)
+            self._refuse_hashed(path, root, refusal, typed, "archive")
             return
         self.say(f"unpacking {typed}")
         try:
             place = self.scratch.unpack(path)
         except Refusal as refusal:
-            self._refuse(path, root, refusal, typed)
+            self._refuse_hashed(path, root, refusal, typed, "archive")
             return
         folder = Folder(place, self.skip)
         while not folder.files and len(folder.folders) == 1:  # an archive of a folder is that folder
             folder = next(iter(folder.folders.values()))
             typed = f"{typed}/{folder.name}"
-        self._visit(folder, Root(folder.path, typed), depth + 1)
+        self._visit(folder, Root(folder.path, typed, packed=True), depth + 1)
 
     def _add_list(self, path: Path, typed: str) -> None:
         """The scans of a list. Raises ValueError when it cannot be used at all."""
@@ -298,6 +305,9 @@ class Discovery:
                 drafts.apply_row(source, row)
         for line in summaries(found, [(pictures[source.paths[0]], source) for source in images]):
             self.say(line)
+        told = {path for source in images for path in (*source.paths, source.label)}
+        if passed := len(self._passed | (pictures.keys() - told)):
+            self.say(f"passed over {count(passed, 'file')} without an image (documents, reports, indices)")
         every = [*(source for _, source in found), *images, *self._refused]
         for source in every:
             source.name, source.shown, source.public = map(printable, (source.name, source.shown, source.public))
@@ -306,9 +316,15 @@ class Discovery:
     def _refuse_row(self, row: Listed, refusal: Refusal) -> None:
         self._refused.append(Source("", row.name, row.shown, row.path.name, [row.path], "", "", "", problem=refusal))
 
-    def _refuse(self, path: Path, root: Root, refusal: Refusal, shown: str) -> None:
-        source = Source("", root.name(path), shown, path.name, [path], "", "", "", named=root.named, problem=refusal)
-        self._refused.append(source)
+    def _refuse(self, path: Path, root: Root, refusal: Refusal, shown: str, name: str = "") -> None:
+        name = name or root.name(path)
+        self._refused.append(
+            Source("", name, shown, path.name, [path], "", "", "", named=root.named, problem=refusal)
+        )
+
+    def _refuse_hashed(self, path: Path, root: Root, refusal: Refusal, shown: str, kind: str) -> None:
+        """A folder or an archive, which may be called after a patient: its name stays out of refused.csv."""
+        self._refuse(path, root, refusal, shown, f"{kind}-{digits(printable(root.name(path)), self.names.key)}")
 
 
 def _dataset_name(folder: Path) -> str:

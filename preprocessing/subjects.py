@@ -11,8 +11,14 @@ from pathlib import Path
 
 from preprocessing.readers import split_extension
 from ssl3d.data.subjects import PREFIX, default_key_path, hash_subject, make_key
+from ssl3d.terminal import say
 
 PATIENTS_FILE = "patients.json"
+
+
+def key_file(path: str | Path | None) -> Path:
+    """Where the key lies or will lie: `path`, or the user's default."""
+    return default_key_path() if path is None else Path(path)
 
 
 def load_key(path: str | Path | None, store: Path | None, keep: bool = True) -> bytes:
@@ -21,14 +27,18 @@ def load_key(path: str | Path | None, store: Path | None, keep: bool = True) -> 
     `store`: where the store lies, None when that is no folder. `keep`: False makes a passing key instead of a file.
     Raises ValueError when it lies inside the store or is too short.
     """
-    file = default_key_path() if path is None else Path(path)
+    file = key_file(path)
     if store is not None and file.resolve().is_relative_to(store.resolve()):
         raise ValueError(
             f"subject key {file} lies inside the store: keep it elsewhere, else pseudonyms can be reversed"
         )
     if not keep and not file.is_file():
         return secrets.token_bytes(32)
-    return make_key(file)
+    missing = not file.is_file()
+    key = make_key(file)
+    if missing:
+        say(f"made the key that names of patients are hashed with: {file} (keep it, and keep it to yourself)")
+    return key
 
 
 def digits(raw: str, key: bytes) -> str:

@@ -63,6 +63,7 @@ def summary(recipe: Recipe, objective: Objective, gpu: str | None = None) -> str
         f"{recipe.data.batch_size} regions",
         f"regions      {regions:,} in {recipe.run.steps:,} steps",
     ]
+    lines += [f"note         {sentence}" for sentence in recipe.warnings()]
     if gpu is not None:
         lines += on_gpu(recipe, GPUS[gpu], weights, activations, flops)
     return "\n".join(lines)

@@ -259,7 +259,8 @@ def _verbs() -> dict[str, tuple[Callable[[argparse.Namespace], int], str, str, C
         add("--modality", default="auto", choices=("auto", "ct", "mr", "pet", "other"))
         add("--labels", metavar="DIR", help="label files of the same names as the images")
         add("--targets", metavar="CSV", help="volume targets: a subject or file column, further columns numbers")
-        add("--subject-key", metavar="FILE", help="key that subjects of clinical data are hashed with")
+        add("--subject-key", metavar="FILE", help="key that names of patients are hashed with, made where there is none"
+            " (default ssl3d/subject.key in the user's configuration folder)")  # fmt: skip
         add("--workers", type=int, metavar="N", help="processes (default: all cores, as far as the memory goes)")
         add("--scheduler", metavar="URL", help="a dask scheduler, tcp://host:port, whose workers see the same files")
         add("--allow-gaps", action="store_true", help="interpolate missing slices instead of refusing the series")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -230,9 +231,16 @@ def load(source: str | Path | Mapping[str, Any], overrides: Overrides = (), unse
         faults += found
     faults += _range_faults(completed)
     if faults:
-        raise ConfigError(faults)
+        raise ConfigError([_elsewhere(fault, completed) for fault in faults])
     built = {name: schema.build(completed[name], cls) for name, cls in _SECTIONS.items()}
     return Recipe(model=completed["model"], task=completed["task"], **built)
+
+
+def _elsewhere(fault: str, completed: Mapping[str, Any]) -> str:
+    """A fault; of a key that another section has, such as data.patch_size, with that key in place of a similar one."""
+    found = re.match(r"unknown key '(\w+)\.(\w+)'", fault)
+    meant = [f"'{name}.{found[2]}'" for name, node in completed.items() if found and found[2] in node]
+    return f"{found[0]}; did you mean {' or '.join(meant)}?" if found and meant else fault
 
 
 def _suites_by_name(values: dict[str, Any]) -> None:

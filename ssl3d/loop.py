@@ -73,6 +73,8 @@ def train(recipe: Recipe, observers: Sequence[Observer] = ()) -> Path:
         if previous is not None:
             setup_run.refuse_other_recipe(folder, previous["recipe"], recipe)
             if previous["step"] >= recipe.run.steps:
+                if fabric.is_global_zero:
+                    say(f"{folder}: all {recipe.run.steps} steps were done before")
                 return folder
         if note and fabric.is_global_zero:
             say(note)

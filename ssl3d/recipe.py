@@ -169,3 +169,10 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Plain YAML types; `load` reads them back to an equal recipe."""
         return schema.plain(self)
+
+    def warnings(self) -> list[str]:
+        """What is allowed and hardly meant, a sentence each."""
+        steps, rising = self.run.steps, self.optim.warmup_steps
+        if rising < steps:
+            return []
+        return [f"optim.warmup_steps is {rising}, run.steps {steps}: the rate still rises when the run ends"]

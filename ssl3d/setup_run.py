@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from ssl3d import config, schema
 from ssl3d.config import ConfigError, Recipe
 from ssl3d.data.channels import ChannelChoice
+from ssl3d.data.format import FEW_SLICES
 from ssl3d.data.loader import RegionLoader
 from ssl3d.data.near import volume_table
 from ssl3d.data.normalise import describe as describe_normalisation
@@ -90,8 +91,13 @@ def refuse_other_recipe(folder: Path, before: Mapping[str, Any], recipe: Recipe)
         if old.get(key) != new.get(key) and not may_change:
             raise ConfigError(
                 [f"{key} is {new.get(key)!r}, but the run in '{folder}' was started with {old.get(key)!r}: "
-                 "choose another run.dir, or the old value to resume"]
+                 "choose another run.dir, or the old value to resume" + _further(key, folder)]
             )  # fmt: skip
+
+
+def _further(key: str, folder: Path) -> str:
+    """The way on for who wants a longer run than the one that is there."""
+    return f"; model.init={folder} starts another run from its weights" if key == "run.steps" else ""
 
 
 def open_stores(recipe: Recipe) -> list[Source]:
@@ -186,6 +192,19 @@ class RunData:
             "stores": [Path(store).name for store in stores],
         }
 
+    def words(self) -> list[str]:
+        """What is not trained on, in a sentence; none where everything is."""
+        stores = self.plan.stores
+        total = sum(len(store) for store in stores)
+        trained, held_out = (0 if plan is None else sum(len(plan.rows(i)) for i in range(len(stores)))
+                             for plan in (self.plan, self.holdout))  # fmt: skip
+        if trained == total:
+            return []
+        few = 0 if self.recipe.data.few_slices else sum(FEW_SLICES in f for s in stores for f in s.column("flags"))
+        parts = {"held out": held_out, "of few slices (data.few_slices)": few}
+        words = "".join(f", {number} {what}" for what, number in parts.items() if number)
+        return [f"{trained} of {total} volumes to train on{words}"]
+
     def reader(self, plan: SamplingPlan) -> RegionLoader:
         """Reads single batches in this thread: previews, held-out subjects."""
         group = plan.spec.group
@@ -229,7 +248,7 @@ def refuse_other_volumes(folder: Path, seen_digest: str, data: RunData) -> None:
 def write_start(folder: Path, recipe: Recipe, data: RunData, fabric: Fabric) -> None:
     """recipe.yaml, environment.json, seen.parquet, normalisation.json, initial weights, before the first step."""
     (folder / "recipe.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(recipe.to_dict())), encoding="utf-8")
-    for sentence in data.guarded.sentences:
+    for sentence in (*data.guarded.sentences, *data.words(), *recipe.warnings()):
         say(sentence)
     write_json(folder / "environment.json", {
         **environment(), "world_size": fabric.world_size, "precision": fabric.strategy.precision.precision,

@@ -123,6 +123,8 @@ def task_node(cls: type, backbone: Backbone) -> dict[str, Any]:
     if not backbone.decoder_channels:  # the forms of these tasks that need none
         values["LocalContrast"] |= {"stage": "global"}
         values["PositionRegression"] |= {"target": "crop", "mask_share": 0.0}
+    if cls.__name__ not in values:
+        raise LookupError(f"{cls.__name__} has no line in task_node of ssl3d/testing/matrix.py: its smallest values")
     plain = {key: list(v) if isinstance(v, tuple) else v for key, v in values[cls.__name__].items()}
     return {"_target_": f"{cls.__module__}.{cls.__name__}", **plain}
 

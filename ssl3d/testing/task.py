@@ -64,7 +64,10 @@ class TaskTests:
         task, batch = self.prepared()
         self.loss(task, batch).backward()
         without = [n for n, p in task.named_parameters() if p.requires_grad and p.grad is None]
-        assert not without, f"no gradient reaches {without}"
+        assert not without, (
+            f"no gradient reaches {without}; of a backbone whose decoder is not used: freeze_all_but(backbone,"
+            " backbone.encoder_parameter_names()) in the constructor (ssl3d.tasks.tokens)"
+        )
         broken = [n for n, p in task.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
         assert not broken, f"the gradient of {broken} is not finite"
 

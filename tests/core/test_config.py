@@ -68,6 +68,16 @@ def test_a_fault_is_one_sentence_naming_the_key(override, words):
         assert word in error.value.faults[0]
 
 
+def test_a_key_of_another_section_is_named_with_its_own():
+    with pytest.raises(ConfigError) as error:
+        load("mae_resenc_s", ["data.store=x", "data.patch_size=16", "model.lr=1", "run.every=1"])
+    assert sorted(str(error.value).splitlines()) == [
+        "unknown key 'data.patch_size'; did you mean 'task.patch_size'?",
+        "unknown key 'model.lr'; did you mean 'optim.lr'?",
+        "unknown key 'run.every'; did you mean 'probe.every'?",
+    ]
+
+
 def test_all_faults_are_collected():
     with pytest.raises(ConfigError) as error:
         load(recipe(), ["run.step=3", "optim.lr=0", "model.foo=1"])

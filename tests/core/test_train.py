@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -168,11 +169,20 @@ def test_init_from_a_run(tiny, tmp_path):
         train(tiny(*wrong))
 
 
-def test_finished_run_is_left_alone(tiny):
+def test_finished_run_is_left_alone(tiny, capsys):
     run = train(tiny())
     stamp = (run / "checkpoints" / "last.pt").stat().st_mtime_ns
+    capsys.readouterr()
     assert train(tiny()) == run
+    assert capsys.readouterr().out == f"{run}: all {tiny().run.steps} steps were done before\n"
     assert (run / "checkpoints" / "last.pt").stat().st_mtime_ns == stamp
+
+
+def test_a_run_says_what_it_leaves_out_and_that_it_ends_too_soon(tiny, capsys):
+    train(tiny("data.holdout=0.4", "optim.warmup_steps=50"))
+    said = capsys.readouterr().out
+    assert re.search(r"^\d+ of \d+ volumes to train on, \d+ held out$", said, re.MULTILINE)
+    assert re.search(r"^optim\.warmup_steps is 50, run\.steps \d+: the rate still rises when", said, re.MULTILINE)
 
 
 def test_another_recipe_is_refused_in_the_same_directory(tiny):
@@ -185,6 +195,8 @@ def test_a_key_younger_than_the_run_had_its_default(tiny, tmp_path):
     before = tiny().to_dict()
     del before["run"]["channels_last"]
     refuse_other_recipe(tmp_path, before, tiny())
+    with pytest.raises(ConfigError, match=r"run\.steps is 99, .*; model\.init=.* starts another run from its weights"):
+        refuse_other_recipe(tmp_path, before, tiny("run.steps=99"))
     with pytest.raises(ConfigError, match=r"run\.channels_last is True, but the run .* was started with False"):
         refuse_other_recipe(tmp_path, before, tiny("run.channels_last=true"))
 

@@ -4,6 +4,7 @@ import shutil
 
 import dicom_prep as files
 import numpy as np
+import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.fileset import FileSet
@@ -140,14 +141,25 @@ def test_the_same_instance_counts_once_however_it_is_stored(tmp_path):
     paths = files.series(tmp_path / "a", values)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     for path in sorted((tmp_path / "b").iterdir())[:3]:
-        import pydicom
-
         item = pydicom.dcmread(path)
         item.compress("1.2.840.10008.1.2.5", generate_instance_uid=False)  # RLE
         item.save_as(path)
     sources = files.sources_of(tmp_path)
     assert [source.problem and source.problem.reason for source in sources] == [None, "duplicate"]
     assert sources[0].paths == paths and "5 files repeat pictures" in sources[1].problem.detail
+
+
+def test_a_scan_that_lies_there_under_a_pseudonym_as_well_counts_once(tmp_path):
+    paths = files.series(tmp_path / "a", files.body(5))
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    for path in sorted((tmp_path / "b").iterdir()):
+        item = pydicom.dcmread(path)
+        item.PatientID = item.PatientName = "ANON01"
+        item.save_as(path)
+    kept, copied = files.sources_of(tmp_path)
+    assert kept.problem is None and kept.paths == paths
+    assert copied.problem.reason == "duplicate" and "of another patient or series" in copied.problem.detail
+    assert copied.name != kept.name and copied.shown.endswith("b")
 
 
 def test_instances_that_share_a_uid_by_mistake_are_all_kept(tmp_path):

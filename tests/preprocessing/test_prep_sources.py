@@ -152,6 +152,7 @@ def test_a_dry_run_writes_nothing_and_says_all(tmp_path, monkeypatch, capsys):
     assert "would make case_a from packed.zip/packed/imagesTr/case_a_0000.nii.gz (labelled, subject case_a, 2 ch" in out
     assert "would refuse listed/list.csv row 3 (gone.nii.gz): missing_file: row 3 names gone.nii.gz, which is" in out
     assert "would refuse broken.tar.gz: archive_damaged" in out
+    assert "voxels were not read: a run may refuse more" in out and "there is no subject key yet" in out
     assert out.strip().splitlines()[-2:] == [
         "would be refused: archive_damaged 1, missing_file 1",
         "would convert 12, refuse 2",
@@ -160,13 +161,26 @@ def test_a_dry_run_writes_nothing_and_says_all(tmp_path, monkeypatch, capsys):
 
 def test_a_dry_run_tells_the_ids_of_the_run(tmp_path, capsys):
     arguments = [path for path in _everything(tmp_path / "in") if path.suffix != ".zip"]
-    for _ in range(2):  # a new store, then one that holds it all
+    for held in (False, True):  # a new store, then one that holds it all
         convert(arguments, tmp_path / "store", spacing="keep", workers=1, dry_run=True, subject_key=tmp_path / "key")
-        told = {line.split()[2] for line in capsys.readouterr().out.splitlines() if line.startswith("would make")}
+        lines = capsys.readouterr().out.splitlines()
+        told = {line.split()[2] for line in lines if line.startswith(("would make", "would keep"))}
+        assert any(line.startswith("would keep") for line in lines) == held
         convert(arguments, tmp_path / "store", spacing="keep", workers=1, subject_key=tmp_path / "key")
         capsys.readouterr()
         made = set(json.loads((tmp_path / "store" / "conversion.json").read_text())["entries"])
         assert made == told
+
+
+def test_a_run_says_what_it_passed_over_and_what_key_it_made(tmp_path, capsys):
+    trees.image(tmp_path / "in" / "a.nii.gz")
+    for name in ("report.pdf", "readme.txt", "viewer.exe"):
+        (tmp_path / "in" / name).write_bytes(b"%PDF-1.4 no image")
+    for times in (1, 0):
+        convert(tmp_path / "in", tmp_path / "store", spacing="keep", workers=1, subject_key=tmp_path / "key")
+        out = capsys.readouterr().out
+        assert "passed over 3 files without an image" in out
+        assert out.count(f"hashed with: {tmp_path / 'key'}") == times, "said when it is made"
 
 
 def test_split_files_match_either_form(tmp_path):

@@ -202,6 +202,24 @@ def test_a_refused_archive_is_named_as_typed_and_the_rest_goes_on(tmp_path, monk
     assert (report.refused, report.exit_code) == ([("in/broken.zip", "archive_damaged")], 1)
 
 
+def test_names_of_refused_archives_and_folders_stay_out_of_the_store(tmp_path, capsys):
+    """Whoever exports scans calls archives and folders after patients."""
+    trees.image(tmp_path / "in" / "fine.nii.gz")
+    (tmp_path / "in" / "DOE_JANE.zip").write_bytes(b"PK no")
+    (tmp_path / "in" / "DOE_JIM.tar.gz").write_bytes(b"")
+    (tmp_path / "in" / "DOE" / "t1.nii").mkdir(parents=True)
+    with zipfile.ZipFile(tmp_path / "in" / "DOE_JACK.zip", "w") as out:
+        out.writestr("DOE_JACK/head.nii", bytes(400))
+    report = convert(tmp_path / "in", tmp_path / "store", spacing="keep", workers=1)
+    reasons = sorted(reason for _, reason in report.refused)
+    assert reasons == ["archive_damaged", "blank_file", "empty_file", "not_a_file"]
+    text = (tmp_path / "store" / "refused.csv").read_text()
+    assert not [name for name in ("DOE", "JACK", "JANE", "JIM") if name in text]
+    said = capsys.readouterr().out
+    for line in text.splitlines()[1:]:
+        assert line.startswith("in/") or f"[{line.split(',')[0]}]" in said, "the screen says which is which"
+
+
 def test_a_dry_run_of_an_archive_writes_nothing_here(tmp_path, capsys, monkeypatch):
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))

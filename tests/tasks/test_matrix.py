@@ -29,6 +29,20 @@ def named(pair) -> str:
     return f"{pair[0].__name__}-{pair[1].__name__}"
 
 
+def test_every_task_has_a_row_among_the_methods():
+    methods = (PAGE.parent / "methods" / "README.md").read_text()
+    for task in task_classes():
+        assert f"| [{task.__name__}" in methods, f"docs/methods/README.md: add a row for {task.__name__}, and its page"
+
+
+def test_a_task_without_smallest_values_is_asked_for_them():
+    class Unheard(LocalContrast):
+        pass
+
+    with pytest.raises(LookupError, match=r"Unheard has no line in task_node of ssl3d/testing/matrix\.py"):
+        small_task(Unheard, small_backbone(ResNet))
+
+
 def test_all_are_found():
     assert len(task_classes()) >= 8 and len(backbone_classes()) >= 11
 
