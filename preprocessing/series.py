@@ -46,14 +46,15 @@ class _Series:
 def group(files: Mapping[Path, Root], key: bytes, patients: Patients) -> list[Source]:
     """DICOM files, each with the source it was found in, as sources: one a volume, in a stable order.
 
-    All files of a run come together: a series may lie in several folders, or be named file by file. Of files that hold
-    the same instance (by its UID and its place) the first counts. Objects without pixels are passed over.
+    All files of a run come together: a series may lie in several folders, or be named file by file. Of files of a series
+    that hold the same instance (by its UID and its place) the largest counts, as another may be cut short, and the
+    first of equals; of files in two series the first. Objects without pixels are passed over.
     """
     grouping = _Grouping(files, key, patients)
     images: dict[tuple[str, str], _Series] = {}
     labels: list[Object] = []
     unread: list[tuple[Path, Refusal]] = []
-    seen: set[tuple[object, ...]] = set()
+    seen: dict[tuple[object, ...], tuple[_Series, int]] = {}  # where among its objects
     for file, found in zip(files, describe_all(list(files))):
         if isinstance(found, Refusal):
             unread.append((file, found))
@@ -62,12 +63,14 @@ def group(files: Mapping[Path, Root], key: bytes, patients: Patients) -> list[So
             grouping.words.setdefault(folder, set()).update(found.words)
         if found.kind == dicom_header.IMAGE:
             series = images.setdefault((found.patient, found.series), _Series())
-            identity = _identity(found)
-            if identity in seen:
-                series.copies.append(found)
+            own, at = seen.setdefault(_identity(found), (series, len(series.objects)))
+            if at == len(own.objects):
+                own.objects.append(found)
+            elif own is series and _whole(found) > _whole(own.objects[at]):
+                series.copies.append(own.objects[at])
+                own.objects[at] = found
             else:
-                seen.add(identity)
-                series.objects.append(found)
+                series.copies.append(found)
         elif found.kind == dicom_header.CONTOURS:
             unread.append((file, Refusal("contours")))
         elif found.kind == dicom_header.SEGMENTATION:
@@ -86,6 +89,11 @@ def _identity(found: Object) -> tuple[object, ...]:
     """What two files share when one is a copy of the other, compressed differently or not."""
     first = found.pictures[0]
     return (found.instance or str(found.file), first.position, first.axes, first.shape, len(found.pictures))
+
+
+def _whole(found: Object) -> tuple[bool, int]:
+    """The greater, the more of a picture a copy of it holds."""
+    return found.problem is None, found.file.stat().st_size
 
 
 @dataclass
