@@ -46,9 +46,9 @@ class _Series:
 def group(files: Mapping[Path, Root], key: bytes, patients: Patients) -> list[Source]:
     """DICOM files, each with the source it was found in, as sources: one a volume, in a stable order.
 
-    All files of a run come together: a series may lie in several folders, or be named file by file. Of files of a series
-    that hold the same instance (by its UID and its place) the largest counts, as another may be cut short, and the
-    first of equals; of files in two series the first. Objects without pixels are passed over.
+    All files of a run come together: a series may lie in several folders, or be named file by file. Of files of a
+    series that hold the same instance (by its UID and its place) the largest counts, as another may be cut short, and
+    the first of equals; of files in two series the first. Objects without pixels are passed over.
     """
     grouping = _Grouping(files, key, patients)
     images: dict[tuple[str, str], _Series] = {}
