@@ -17,6 +17,8 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from preprocessing import readers
+from preprocessing.geometry import Scan
 from preprocessing.series import group
 from preprocessing.source import Root, Source
 from preprocessing.subjects import Patients
@@ -201,3 +203,15 @@ def sources_of(folder: Path, order: np.random.Generator | None = None) -> list[S
 def reasons(sources: Sequence[Source]) -> list[str]:
     """Why those that are refused are, sorted."""
     return sorted(source.problem.reason for source in sources if source.problem is not None)
+
+
+def scan(source: Source) -> Scan:
+    """What the files of a source hold."""
+    return readers.read_series(source.paths, source.selection)
+
+
+def volumes(sources: Sequence[Source]) -> dict[str, np.ndarray]:
+    """{suffix of the id: values (slices, rows, columns)} of what is not refused."""
+    good = [source for source in sources if source.problem is None]
+    return {source.id.split("_", 3)[-1] if source.id.count("_") > 2 else "": scan(source).data[0].transpose(2, 1, 0)
+            for source in good}  # fmt: skip

@@ -1,6 +1,5 @@
 """DICOM files as hospitals ship them: mixed, nameless, repeated. What they become, and what is turned away and why."""
 
-import shutil
 
 import dicom_prep as files
 import numpy as np
@@ -8,21 +7,9 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.fileset import FileSet
-from pydicom.uid import generate_uid
 
 from preprocessing import convert, headers, readers
 from ssl3d.data.store import open_store
-
-
-def _scan(source):
-    return readers.read_series(source.paths, source.selection)
-
-
-def _volumes(sources):
-    """{suffix of the id: values (slices, rows, columns)} of what is not refused."""
-    good = [source for source in sources if source.problem is None]
-    return {source.id.split("_", 3)[-1] if source.id.count("_") > 2 else "": _scan(source).data[0].transpose(2, 1, 0)
-            for source in good}  # fmt: skip
 
 
 def test_two_series_in_one_folder_and_one_in_two_folders(tmp_path):
@@ -31,7 +18,7 @@ def test_two_series_in_one_folder_and_one_in_two_folders(tmp_path):
     files.series(tmp_path / "x", b[:2], start=50, SeriesInstanceUID="1.2.2")
     files.series(tmp_path / "y", b[2:], [4.0, 6.0, 8.0], SeriesInstanceUID="1.2.2")
     sources = files.sources_of(tmp_path)
-    found = sorted((_scan(source).data[0].transpose(2, 1, 0) for source in sources), key=len)
+    found = sorted((files.scan(source).data[0].transpose(2, 1, 0) for source in sources), key=len)
     np.testing.assert_array_equal(found[0], b)
     np.testing.assert_array_equal(found[1], a)
     assert len({source.session for source in sources}) == 1 and len({source.subject for source in sources}) == 1
@@ -44,7 +31,7 @@ def test_names_say_nothing_and_the_order_of_files_neither(tmp_path):
     one, two = files.sources_of(tmp_path), files.sources_of(tmp_path, np.random.default_rng(5))
     assert [source.id for source in one] == [source.id for source in two]
     assert one[0].paths == two[0].paths
-    np.testing.assert_array_equal(_scan(one[0]).data, values.transpose(2, 1, 0)[None])
+    np.testing.assert_array_equal(files.scan(one[0]).data, values.transpose(2, 1, 0)[None])
 
 
 def test_files_without_preamble_or_meta_information(tmp_path):
@@ -55,7 +42,7 @@ def test_files_without_preamble_or_meta_information(tmp_path):
         path.write_bytes(dataset)
         assert readers.dicom.is_dicom(path)
     sources = files.sources_of(tmp_path)
-    np.testing.assert_array_equal(_scan(sources[0]).data[0], values.transpose(2, 1, 0))
+    np.testing.assert_array_equal(files.scan(sources[0]).data[0], values.transpose(2, 1, 0))
 
 
 @pytest.mark.parametrize(
@@ -77,7 +64,7 @@ def test_what_tells_repeated_places_apart_makes_volumes(tmp_path, letter, tags):
         files.series(tmp_path, values, start=10 * k, **own, each=[{"InstanceNumber": 10 * k + i} for i in range(5)])
     one, two = files.sources_of(tmp_path), files.sources_of(tmp_path, np.random.default_rng(5))
     assert [source.id for source in one] == [source.id for source in two]
-    found = _volumes(one)
+    found = files.volumes(one)
     width = 4 if letter in "gtp" else 1
     assert set(found) == {f"{letter}{k:0{width}d}" for k in range(3)}
     if letter not in "gi":
@@ -93,7 +80,7 @@ def test_echoes_of_time_points(tmp_path):
             values = expected[f"e{echo}_t{time:04d}"] = files.body(4, seed=10 * echo + time)
             files.series(tmp_path, values, start=20 * echo + 5 * time, EchoTime=10.0 + echo,
                          TemporalPositionIdentifier=time + 1)  # fmt: skip
-    found = _volumes(files.sources_of(tmp_path))
+    found = files.volumes(files.sources_of(tmp_path))
     assert set(found) == set(expected)
     for name, values in expected.items():
         np.testing.assert_array_equal(found[name], values)
@@ -106,7 +93,7 @@ def test_repeats_that_no_tag_tells_apart_go_by_their_number(tmp_path, slice_majo
         numbers = [3 * i + k if slice_major else 5 * k + i for i in range(5)]
         files.series(tmp_path, values, start=10 * k, each=[{"InstanceNumber": n + 1, "AcquisitionTime": f"1200{n:02d}"}
                                                            for n in numbers])  # fmt: skip
-    found = _volumes(files.sources_of(tmp_path))
+    found = files.volumes(files.sources_of(tmp_path))
     for k, values in enumerate(volumes):
         np.testing.assert_array_equal(found[f"t{k:04d}"], values)
 
@@ -117,90 +104,23 @@ def test_tags_that_vary_along_one_volume_do_not_split_it(tmp_path):
             for k in range(9)]  # fmt: skip
     values = files.body(9)
     files.series(tmp_path, values, each=each)
-    (found,) = _volumes(files.sources_of(tmp_path)).values()
+    (found,) = files.volumes(files.sources_of(tmp_path)).values()
     np.testing.assert_array_equal(found, values)
 
 
 def test_two_acquisitions_with_a_gap_between_them_are_two_volumes(tmp_path):
     files.series(tmp_path, files.body(6), AcquisitionNumber=1)
     files.series(tmp_path, files.body(5, seed=3), 40 + 2.0 * np.arange(5), start=20, AcquisitionNumber=2)
-    assert {len(values) for values in _volumes(files.sources_of(tmp_path)).values()} == {5, 6}
+    assert {len(values) for values in files.volumes(files.sources_of(tmp_path)).values()} == {5, 6}
 
 
 def test_two_directions_in_one_series_are_two_volumes(tmp_path):
     axial, sagittal = files.body(6), files.body(5, seed=1)
     files.series(tmp_path, axial)
     files.series(tmp_path, sagittal, start=20, axes=files.SAGITTAL)
-    found = _volumes(files.sources_of(tmp_path))
+    found = files.volumes(files.sources_of(tmp_path))
     assert sorted(map(len, found.values())) == [5, 6]
     assert set(found) == {"o0", "o1"}
-
-
-def test_the_same_instance_counts_once_however_it_is_stored(tmp_path):
-    values = files.body(5)
-    files.series(tmp_path / "a", values)
-    shutil.copytree(tmp_path / "a", tmp_path / "b")
-    for path in sorted((tmp_path / "b").iterdir())[:3]:
-        item = pydicom.dcmread(path)
-        item.compress("1.2.840.10008.1.2.5", generate_instance_uid=False)  # RLE
-        item.save_as(path)
-    sources = files.sources_of(tmp_path)
-    assert [source.problem and source.problem.reason for source in sources] == [None, "duplicate"]
-    assert len(sources[0].paths) == 5 and "5 files repeat pictures" in sources[1].problem.detail
-    np.testing.assert_array_equal(next(iter(_volumes(sources[:1]).values())), values)
-
-
-def test_of_two_copies_the_one_that_is_cut_short_is_left_out(tmp_path):
-    """Pixels are not looked at when files are grouped: the series would be refused for a file that is there twice."""
-    paths = files.series(tmp_path / "b", files.body(5))
-    shutil.copytree(tmp_path / "b", tmp_path / "a")
-    cut = tmp_path / "a" / paths[2].name
-    cut.write_bytes(cut.read_bytes()[:-40])
-    kept, copied = files.sources_of(tmp_path)
-    assert kept.problem is None and copied.problem.reason == "duplicate" and cut in copied.paths
-    (found,) = _volumes([kept]).values()
-    np.testing.assert_array_equal(found, files.body(5))
-
-
-def test_a_scan_that_lies_there_under_a_pseudonym_as_well_counts_once(tmp_path):
-    paths = files.series(tmp_path / "a", files.body(5))
-    shutil.copytree(tmp_path / "a", tmp_path / "b")
-    for path in sorted((tmp_path / "b").iterdir()):
-        item = pydicom.dcmread(path)
-        item.PatientID = item.PatientName = "ANON01"
-        item.save_as(path)
-    kept, copied = files.sources_of(tmp_path)
-    assert kept.problem is None and kept.paths == paths
-    assert copied.problem.reason == "duplicate" and "of another patient or series" in copied.problem.detail
-    assert copied.name != kept.name and copied.shown.endswith("b")
-
-
-def test_instances_that_share_a_uid_by_mistake_are_all_kept(tmp_path):
-    values = files.body(5)
-    files.series(tmp_path, values, SOPInstanceUID="1.2.3.4")
-    (found,) = _volumes(files.sources_of(tmp_path)).values()
-    np.testing.assert_array_equal(found, values)
-
-
-def test_copies_under_new_uids_in_another_folder_do_not_merge(tmp_path):
-    for name in "ab":
-        files.series(tmp_path / name, files.body(5), each=[{"SOPInstanceUID": generate_uid()} for _ in range(5)])
-    sources = files.sources_of(tmp_path)
-    found = _volumes(sources)
-    assert set(found) == {"f0", "f1"}
-    np.testing.assert_array_equal(found["f0"], found["f1"])
-    assert len({source.public[:26] for source in sources}) == 2  # other series: the conversion keeps one of them
-
-
-@pytest.mark.slow
-def test_of_copies_under_new_uids_one_is_kept_and_frames_all(tmp_path):
-    for name in "ab":
-        files.series(tmp_path / "in" / name, files.body(5), each=[{"SOPInstanceUID": generate_uid()} for _ in range(5)])
-    for k in range(2):
-        files.series(tmp_path / "in" / "c", files.body(5, seed=2), start=10 * k, SeriesInstanceUID="1.2.9",
-                     TemporalPositionIdentifier=k + 1)  # fmt: skip
-    report = convert(tmp_path / "in", tmp_path / "store", workers=1)
-    assert report.converted == 3 and [reason for _, reason in report.refused] == ["duplicate"]
 
 
 def _report(path, sop_class, modality="SR"):
@@ -256,7 +176,7 @@ def test_what_is_no_scan_is_refused_by_its_own_reason(tmp_path, reason, tags):
     found = set()
     for source in files.sources_of(tmp_path):
         try:
-            assert source.problem is not None or _scan(source) is None
+            assert source.problem is not None or files.scan(source) is None
             found.add(source.problem.reason)
         except readers.Refusal as refusal:
             found.add(refusal.reason)
@@ -270,7 +190,7 @@ def test_a_scout_in_the_series_of_the_scan_does_not_spoil_it(tmp_path):
                  ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])  # fmt: skip
     sources = files.sources_of(tmp_path)
     assert files.reasons(sources) == ["localiser"]
-    np.testing.assert_array_equal(_volumes(sources)[""], values)
+    np.testing.assert_array_equal(files.volumes(sources)[""], values)
 
 
 def test_three_planes_of_few_slices_are_a_localiser(tmp_path):
@@ -349,7 +269,7 @@ def test_frames_of_one_enhanced_object(tmp_path):
     files.enhanced(tmp_path / "object", np.array(values), frames)
     sources = files.sources_of(tmp_path)
     assert len(sources) == 6 and all(len(source.paths) == 1 and len(source.selection[0]) == 4 for source in sources)
-    found = _volumes(sources)
+    found = files.volumes(sources)
     order = [0, 1] if "o0_t0000" in found and found["o0_t0000"][0, 0, 0] == volumes[0, 0][0, 0, 0] else [1, 0]
     for (stack, time), expected in volumes.items():
         slope = 2 if time == 1 else 1
@@ -365,7 +285,7 @@ def test_a_multi_frame_object_without_places_is_refused(tmp_path, stated):
     item.save_as(tmp_path / "x", enforce_file_format=True)
     (source,) = files.sources_of(tmp_path)
     with pytest.raises(readers.Refusal, match="no_geometry"):
-        _scan(source)
+        files.scan(source)
 
 
 def test_a_private_b_value_tells_volumes_apart(tmp_path):
@@ -373,12 +293,11 @@ def test_a_private_b_value_tells_volumes_apart(tmp_path):
         for path in files.series(tmp_path, files.body(4, seed=k), start=10 * k):
             item = _with_private(path, k)
             item.save_as(path)
-    found = _volumes(files.sources_of(tmp_path))
+    found = files.volumes(files.sources_of(tmp_path))
     assert set(found) == {"b0", "b1"}
 
 
 def _with_private(path, k) -> Dataset:
-    import pydicom
 
     item = pydicom.dcmread(path)
     item.private_block(0x0019, "SIEMENS MR HEADER", create=True).add_new(0x0C, "IS", str(1000 * k))
