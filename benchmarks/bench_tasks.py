@@ -68,12 +68,12 @@ def work(name: str, plain: bool, o: argparse.Namespace) -> Callable[[], Tensor]:
     """The forward pass of one arm: -> what backward starts from."""
     device = torch.device(o.device)
     task = build(name, device)
-    batch = max(o.batch, task.region.group)
+    batch, channels = max(o.batch, task.region.group), task.backbone.in_channels
     if not plain:
-        regions = make_batch(task.region.size, batch=batch).to(device)
+        regions = make_batch(task.region.size, batch, channels).to(device)
         return lambda: task(regions)["loss"]
     backbone = task.backbone.requires_grad_(True)
-    image = make_batch(task.input_size, batch=batch).image.to(device)
+    image = make_batch(task.input_size, batch, channels).image.to(device)
 
     def forward() -> Tensor:
         features = backbone.encode(image)
@@ -203,6 +203,7 @@ def main() -> int:
     for name in named:
         try:
             rows.append(compare(name, o))
+            print(f"{name}: {rows[-1]['time of plain']:.2f} of the time", flush=True)
         except ModuleNotFoundError as error:
             left_out.append(f"{name} (needs {error.name})")
     if left_out:
