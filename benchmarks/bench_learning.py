@@ -24,20 +24,11 @@ from learning_report import collect, pages, table
 from learning_tasks import ENTRIES, load
 
 from downstream.evaluator import evaluate
+from downstream.suite import SUITES
+from ssl3d import config
 from ssl3d.train import train
 
 ROOT = Path(__file__).resolve().parent.parent
-AUGMENT = {
-    "_target_": "ssl3d.augment.Compose",
-    "transforms": [
-        {
-            "_target_": "ssl3d.augment.SpatialTransform", "flip_axes": [2], "rotation": 15, "p_rotation": 0.5,
-            "scale": [0.85, 1.18], "p_scale": 0.5, "max_reach": 1.25,
-        },
-        {"_target_": "ssl3d.augment.Brightness"}, {"_target_": "ssl3d.augment.Contrast"},
-        {"_target_": "ssl3d.augment.GaussianNoise", "p": 0.2},
-    ],
-}  # fmt: skip
 
 
 def probe(tasks: list[str], data: Data, out: Path, results: str) -> None:
@@ -51,18 +42,15 @@ def probe(tasks: list[str], data: Data, out: Path, results: str) -> None:
 
 
 def suite(data: Data, window: tuple[int, int, int] | None) -> dict[str, object]:
-    """A linear layer on the frozen encoder, and 100 steps of the whole network, on few labelled patients.
+    """A linear layer on the frozen encoder, and the study's 100 steps of the whole network, on few labelled patients.
 
     `window`: what a network sees at once, where it is not what the data set says.
     """
-    finetune = {
-        "n_labelled": [data.amount], "seeds": data.subsets, "steps": 100, "batch_size": 2, "labelled_share": 0.33,
-        "patch_size": list(window or data.crop or ()), "window": list(window or data.window), "transfer": "encoder",
-        "optim": {
-            "name": "adamw", "lr": [3e-3], "weight_decay": 1e-4, "schedule": "cosine", "warmup_steps": 10,
-            "clip_norm": 12.0,
-        },
-        "augment": AUGMENT,
+    finetune = config.read("study_hippocampus", SUITES, kind="suite")["measures"]["finetune"]
+    finetune |= {
+        "n_labelled": [data.amount], "seeds": data.subsets, "score_at": [], "tune": {},
+        "patch_size": list(window or data.crop or ()), "window": list(window or data.window),
+        "optim": finetune["optim"] | {"lr": [3e-3]},
     }  # fmt: skip
     return {
         "name": data.name, "store": str(data.labelled), "dataset": data.name, "split": str(data.split),
