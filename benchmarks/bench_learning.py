@@ -5,7 +5,8 @@
 
 Each task is trained by its own small recipe (the table in learning_tasks.py), then judged by `ssl3d evaluate`: a probe
 against random encoders of the same network and, on the hippocampus, 100 steps of fine-tuning against scratch. What is
-finished is kept, so the same call goes on. `--validate` judges by validation patients instead of test patients:
+finished is kept, so the same call goes on; what the pages say of tasks that are not in --out stays (docs/acceptance/
+learning.json). `--validate` judges by validation patients instead of test patients:
 settings may be chosen by that, and by nothing else.
 Real scans lie in --real (env SSL3D_DATA, default ../shared/data).
 """
@@ -20,7 +21,8 @@ from pathlib import Path
 
 import torch
 from learning_data import DATA, Data, prepare
-from learning_report import collect, pages, table
+from learning_report import pages, table
+from learning_rows import collect
 from learning_tasks import ENTRIES, load
 
 from downstream.evaluator import evaluate

@@ -1,26 +1,23 @@
-"""What bench_learning.py found, as rows, and as Markdown between markers of the pages in docs/."""
+"""What bench_learning.py found, as Markdown between markers of the pages in docs/."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from common import RESULTS, machine
 from learning_data import DATA
-from learning_pictures import curve, losses, overlaps, preview
+from learning_pictures import curve, overlaps, preview
+from learning_rows import Difference, Kept, Row, collect, probed
 from learning_tasks import ENTRIES, STEPS
 from learning_voco import agreement
 
-from downstream.comparison import Point, compare
-from downstream.results import read_results
-from downstream.sentences import interval, number
 from downstream.splits import load_split
 
 BEGIN, END = "<!-- learning: made by benchmarks/bench_learning.py -->", "<!-- /learning -->"
-TAIL = 6  # log lines at either end of a curve whose mean is given
 
 
 SUMMARY = """## What a few minutes of training are worth
@@ -80,75 +77,6 @@ read at four blocks, -0.001 and -0.006 at the last alone (intervals hold 0). Mor
 here; their runs below are those of the first round."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """A task on a data set: the loss at the first and last log lines, and the probe beside random encoders.
-
-    `patients`: whose scans were scored, "test" or "validation"; `tuned`: fine-tuning beside scratch, if it was run.
-    """
-
-    task: str
-    data: str
-    patients: str
-    steps: int
-    first: float
-    last: float
-    amount: int
-    dice: float
-    random: float
-    point: Point
-    tuned: Point | None
-
-    def difference(self) -> str:
-        """Of the probe: "+0.08 (0.02 to 0.13)"."""
-        return said(self.point)
-
-
-def said(point: Point) -> str:
-    """A difference and its interval: "+0.08 (0.02 to 0.13)"."""
-    found = point.difference
-    assert found is not None
-    return f"{number(found.mean, 3, signed=True)} ({interval(found, 3)})"
-
-
-def collect(out: Path, name: str, results: str = "probe") -> list[Row]:
-    """The rows of a data set, for every task whose probe is there, in the order of the table of tasks."""
-    found = [compared(folder) for folder in probed(out / name, results)]
-    probes = [own["probe"] for own in found]
-    baselines = {arm: own[point.baseline] for own in probes for arm, point in own.items() if point.baseline in own}
-    points = {arm: point for own in probes for arm, point in own.items()}
-    tuned = {arm: point for own in found for arm, point in own.get("finetune", {}).items()}
-    patients = "test" if results == "probe" else "validation"
-    rows = []
-    for task in ENTRIES:
-        if task not in points:
-            continue
-        steps, values = losses(out / name / task)
-        point = points[task]
-        rows.append(
-            Row(
-                task, name, patients, int(steps[-1]), float(values[:TAIL].mean()), float(values[-TAIL:].mean()),
-                point.n_labelled, point.score.mean, baselines[task].score.mean, point, tuned.get(task),
-            )
-        )  # fmt: skip
-    return rows
-
-
-def probed(folder: Path, results: str) -> list[Path]:
-    """The evaluations of a data set, one for each size of windows."""
-    return [one for one in sorted(folder.glob(f"{results}*")) if (one / "arms.json").exists()]
-
-
-def compared(folder: Path) -> dict[str, dict[str, Point]]:
-    """{measure: {arm: itself beside its baseline}} of an evaluation."""
-    arms = json.loads((folder / "arms.json").read_text())
-    baselines = {arm: content["baseline"] for arm, content in arms.items()}
-    found: dict[str, dict[str, Point]] = {}
-    for point in compare(read_results(folder), baselines):
-        found.setdefault(point.measure, {})[point.arm] = point
-    return found
-
-
 def table(rows: Sequence[Row], titles: Mapping[str, str]) -> str:
     """A row a task, a column a data set {name: title}, and one where networks were fine-tuned: differences in Dice.
 
@@ -159,30 +87,29 @@ def table(rows: Sequence[Row], titles: Mapping[str, str]) -> str:
     heads = [*titles.values(), *(f"{titles[name]}, fine-tuned" for name in tuned)]
     lines = ["| task | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
     for task in ENTRIES:
-        probed = [found.get((task, name)) for name in titles]
-        points = [row.point if row else None for row in probed]
-        points += [row.tuned if row else None for row in (found.get((task, name)) for name in tuned)]
-        lines.append(f"| {task} | " + " | ".join(map(cell, points)) + " |")
+        own = {name: found[task, name] for name in titles if (task, name) in found}
+        cells = [own[name].probe if name in own else None for name in titles]
+        cells += [own[name].tuned if name in own else None for name in tuned]
+        lines.append(f"| {task} | " + " | ".join(map(cell, cells)) + " |")
     return "\n".join(lines)
 
 
-def cell(point: Point | None) -> str:
+def cell(found: Difference | None) -> str:
     """A difference, bold where it is better, of the table."""
-    if point is None:
+    if found is None:
         return "not run"
-    return f"**{said(point)}**" if point.verdict() == "better" else said(point)
+    return f"**{found}**" if found.verdict == "better" else str(found)
 
 
-def costs(file: Path) -> str:
-    """What bench_tasks.py measured on a CPU, a row a recipe; nothing where there is no file of it."""
-    if not file.exists():
+def costs(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What bench_tasks.py measured on a CPU, a row a recipe; nothing where nothing was."""
+    if not rows:
         return ""
-    content = json.loads(file.read_text())
     lines = ["| recipe | input | inputs a sample | time of a plain pass | its memory |", "|---|---|---|---|---|"]
     lines += [
         f"| `{row['recipe']}` | {row['input']} | {row['passes']} | {row['time of plain']:.2f} | "
         f"{row['memory of plain']:.2f} |"
-        for row in content["rows"]
+        for row in rows
     ]
     return COST + "\n\n" + "\n".join(lines)
 
@@ -202,8 +129,8 @@ def sentence(rows: Sequence[Row]) -> str:
     """One line for a task's page: where its frozen features beat random ones, and where they do not."""
     words = {"better": "beat", "worse": "are **worse** than", "not distinguishable": "do **not** beat"}
     parts = [
-        f"{words[row.point.verdict()]} those of random encoders on the {row.patients} patients of the "
-        f"{DATA[row.data]}, {row.difference()}"
+        f"{words[row.probe.verdict]} those of random encoders on the {row.patients} patients of the "
+        f"{DATA[row.data]}, {row.probe}"
         for row in rows
     ]
     steps = " or ".join(str(n) for n in sorted({row.steps for row in rows}))
@@ -229,52 +156,78 @@ def page_text(title: str, tasks: Mapping[str, Sequence[Row]], pictures: Path) ->
             lines += [f"![what {task} sees and predicts, two samples]({pictures.name}/{task}.png)", ""]
         if (pictures / f"{task}_curve.png").exists():
             lines += [f"![loss of {task} over its steps]({pictures.name}/{task}_curve.png)", ""]
-        found = f"{sentence(rows)} (Dice of a linear probe, 95 % interval)" if rows else "features not probed yet"
-        lines += [f"`{task}`: {found}.", ""]
+        lines += [f"`{task}`: {sentence(rows)} (Dice of a linear probe, 95 % interval).", ""]
     lines.append("All tasks and how it was measured: [../acceptance/learning.md](../acceptance/learning.md).")
     return "\n".join(lines)
 
 
 def pages(out: Path, docs: Path) -> None:
-    """Draw pictures and tables from what is in `out`: docs/methods, docs/acceptance/learning.md."""
+    """Pictures, tables and docs/acceptance/learning.json of what is in `out`, and of what that file kept."""
+    store = docs / "acceptance" / "learning.json"
+    kept = Kept.read(store)
     kinds = {name: kind for name in DATA for kind in ("validation", "probe") if probed(out / name, kind)}
-    rows = [row for name, kind in kinds.items() for row in collect(out, name, kind)]
-    titles = {n: DATA[n] + (", validation patients" if kinds.get(n) == "validation" else "") for n in DATA}
-    methods, pictures = docs / "methods", docs / "methods" / "pictures"
+    kept.renew([row for name, kind in kinds.items() for row in collect(out, name, kind)])
+    if (RESULTS / "bench_tasks.json").exists():
+        kept.costs = json.loads((RESULTS / "bench_tasks.json").read_text())["rows"]
+    pictures = docs / "methods" / "pictures"
+    for task in ENTRIES:
+        runs = {DATA[n]: out / n / task for n in DATA if (out / n / task / "checkpoints").is_dir()}
+        if runs and {DATA[row.data] for row in kept.rows if row.task == task} <= set(runs):
+            curve(runs, pictures / f"{task}_curve.png")  # else it would lose the panel of a run that is gone
+        if runs:
+            preview(runs.get(DATA["hippocampus"], next(iter(runs.values()))), pictures / f"{task}.png")
+    kept.voco |= voco_lines(out, list(DATA), pictures / "voco_overlap.png", set(kept.voco))
+    kept.write(store)
+    write(kept, docs)
+
+
+def write(kept: Kept, docs: Path) -> None:
+    """The pages of docs/methods and docs/acceptance/learning.md."""
+    methods, rows = docs / "methods", kept.rows
     by_page: dict[str, dict[str, list[Row]]] = {}
     for task, entry in ENTRIES.items():
-        runs = {DATA[n]: out / n / task for n in DATA if (out / n / task / "checkpoints").is_dir()}
-        if runs:
-            by_page.setdefault(entry.page, {})[task] = [row for row in rows if row.task == task]
-            curve(runs, pictures / f"{task}_curve.png")
-            preview(runs.get(DATA["hippocampus"], next(iter(runs.values()))), pictures / f"{task}.png")
+        own = [row for row in rows if row.task == task]
+        if own:
+            by_page.setdefault(entry.page, {})[task] = own
     for page, tasks in by_page.items():
-        insert(methods / f"{page}.md", page_text("What it learns in minutes", tasks, pictures))
-    results, where = table(rows, titles), machine()
-    parts = [f"{SUMMARY.format(steps=STEPS)}\n\n{results}", costs(RESULTS / "bench_tasks.json")]
-    insert(methods / "README.md", "\n\n".join(filter(None, parts)))
+        insert(methods / f"{page}.md", page_text("What it learns in minutes", tasks, methods / "pictures"))
+    validated = {row.data for row in rows if row.patients == "validation"}
+    results = table(rows, {n: DATA[n] + (", validation patients" if n in validated else "") for n in DATA})
+    insert(
+        methods / "README.md",
+        "\n\n".join(filter(None, [f"{SUMMARY.format(steps=STEPS)}\n\n{results}", costs(kept.costs)])),
+    )
+    where = machine()
     computer = f"{where['cores']} x {where['cpu']}, one thread, torch {where['versions']['torch']}"
     text = [f"{HEAD.format(machine=computer)}\n\n## Probe\n\n{results}", f"## Runs\n\n{losses_table(rows)}"]
-    text.append(voco_text(out, list(DATA), pictures / "voco_overlap.png"))
+    text.append(voco_text(kept.voco))
     (docs / "acceptance" / "learning.md").write_text("\n\n".join(filter(None, text)) + "\n", encoding="utf-8")
 
 
-def voco_text(out: Path, names: Sequence[str], picture: Path) -> str:
-    """VoCo's overlaps on the test patients, none of whom it was trained on; draws the picture."""
+def voco_lines(out: Path, names: Sequence[str], picture: Path, kept: Collection[str]) -> dict[str, dict[str, float]]:
+    """VoCo's overlaps on the test patients, none of whom it saw; the picture where no panel would be lost."""
     found = {}
     for name in names:
         if name != "ct" and (out / name / "voco" / "checkpoints").is_dir():
             test = load_split(out / "data" / f"{name}_split.json").test
             found[DATA[name]] = agreement(out / name / "voco", test, out / "data" / f"{name}.zarr")
-    if not found:
+    if found and set(kept) <= set(found):
+        overlaps(found, picture)
+    return {title: one.line() for title, one in found.items()}
+
+
+def voco_text(lines: Mapping[str, Mapping[str, float]]) -> str:
+    """The table of VoCo's overlaps."""
+    if not lines:
         return ""
-    overlaps(found, picture)
-    lines = ["| data | steps | volumes held out | Spearman | positive term | at p = 0 | ratio |"]
-    lines.append("|---|---|---|---|---|---|---|")
-    lines += [
-        f"| {title} | {one.steps} | {one.volumes} | {one.spearman:.2f} | {one.positive:.3f} | {one.at_zero:.3f} | "
-        f"{one.share_of_plateau:.2f} |"
-        for title, one in found.items()
+    text = [
+        "| data | steps | volumes held out | Spearman | positive term | at p = 0 | ratio |",
+        "|---|---|---|---|---|---|---|",
     ]
-    link = f"![predicted against true overlap](../methods/pictures/{picture.name})"
-    return f"## VoCo: predicted and true overlap\n\n{link}\n\n" + "\n".join(lines)
+    text += [
+        f"| {title} | {one['steps']} | {one['volumes']} | {one['spearman']:.2f} | {one['positive']:.3f} | "
+        f"{one['at_zero']:.3f} | {one['share_of_plateau']:.2f} |"
+        for title, one in lines.items()
+    ]
+    link = "![predicted against true overlap](../methods/pictures/voco_overlap.png)"
+    return f"## VoCo: predicted and true overlap\n\n{link}\n\n" + "\n".join(text)

@@ -44,6 +44,11 @@ class Agreement:
     def share_of_plateau(self) -> float:
         return self.positive / self.at_zero
 
+    def line(self) -> dict[str, float]:
+        """The numbers of the table, without the pairs."""
+        names = ("steps", "volumes", "spearman", "positive", "at_zero", "share_of_plateau")
+        return {name: getattr(self, name) for name in names}
+
 
 @torch.no_grad()
 def agreement(run: Path, subjects: Collection[str], store: Path | None = None, regions: int = REGIONS) -> Agreement:
