@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from preprocessing.ids import settle_ids
 from preprocessing.ledger import Ledger, content_digest
+from preprocessing.refusal import Refusal
 from preprocessing.report import ConvertReport
 from preprocessing.source import Source
 from preprocessing.summary import count
@@ -17,12 +18,16 @@ from ssl3d.terminal import say
 
 def rehearse(found: Sequence[Source], objects: Objects) -> ConvertReport:
     """Say a line a source, and the sums at the end."""
-    _settle_ids(found, Ledger.load(objects))
+    ledger = Ledger.load(objects)
+    _settle_ids(found, ledger)
     report = ConvertReport()
     subjects = set()
     labelled = 0
     held = set(objects.holding(fmt.VOLUMES, METADATA))
     for source in found:
+        earlier = ledger.entries.get(source.id)
+        if source.problem is None and earlier is not None and earlier.duplicate_of in held:
+            source.problem = Refusal("duplicate", f"holds the same voxels as {earlier.duplicate_of}")
         if source.problem is not None:
             report.refused.append((source.shown, source.problem.reason))
             report.named_refused |= source.named

@@ -21,6 +21,7 @@ from preprocessing.refusal import Refusal
 from preprocessing.source import Root, Source, clean_id
 from preprocessing.stacks import Stack, split
 from preprocessing.subjects import Patients, digits
+from preprocessing.summary import count
 from ssl3d.data.subjects import hash_subject
 
 _DATE = re.compile(r"(?<!\d)(19|20)\d\d[-_. ]?[01]\d[-_. ]?[0-3]\d|(?<!\d)[0-3]\d[-_. ][01]\d[-_. ](19|20)\d\d")
@@ -144,8 +145,8 @@ class _Grouping:
         if series.copies:
             copied = self._source(series.copies, [found.file for found in series.copies], "x-copies")
             whose = "the same series" if series.objects else "another patient or series"
-            copied.problem = Refusal("duplicate", f"{len(series.copies)} files repeat pictures of {whose} that"
-                                     " were found before, by their SOP instance")  # fmt: skip
+            copied.problem = Refusal("duplicate", f"pictures of {whose} that were found before, by their SOP "
+                                     f"instance: {count(len(series.copies), 'file')}")  # fmt: skip
             self.sources.append(copied)
 
     def _volumes(self, scans: list[Object], stacks: list[Stack]) -> list[Source]:

@@ -41,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here, where a reader that left is noticed
         return code
     except KeyboardInterrupt as stop:
-        if isinstance(stop, Interrupted):
-            return _fail(str(stop), stop.exit_code, debug)
+        if isinstance(stop, Interrupted):  # of several ranks one has something to say
+            return _fail(str(stop), stop.exit_code, debug) if str(stop) else stop.exit_code
         return _fail(str(stop) or "stopped by Ctrl-C; the same command goes on where it can", 1, debug)
     except BrokenPipeError as error:
         return 0 if _reader_left() else _explain(error, debug)

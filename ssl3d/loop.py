@@ -231,11 +231,11 @@ def _loop(training: Training, more: Sequence[Observer]) -> None:
                 finite.check()
                 _save(training, wait=last or bool(signal))
             if signal and not last:
-                raise Interrupted(
+                said = (
                     f"{training.folder}: stopped by {Signals(signal).name} after step {training.step} of {run.steps} "
-                    "and saved; the same command goes on",
-                    signal,
+                    "and saved; the same command goes on"
                 )
+                raise Interrupted(said if training.fabric.is_global_zero else "", signal)
 
 
 def _step(training: Training, batches: Iterator[RegionBatch], watch: Watch, finite: _FiniteCheck) -> None:

@@ -49,9 +49,9 @@ to the number of channels ({channels} here) and the patch to your scans.
 _WARMUP = """
 ## Warm-up
 
-{advice} trainers/ssl3d_trainers.py holds two trainers of 1000 epochs as nnU-Net's: SSL3DWarmup grows the learning rate
-over the first 50 epochs; SSL3DEncoderFirst holds the encoder for 50 epochs while the decoder warms up, then warms up
-both over 50 more:
+{advice} Two trainers lie in trainers/ssl3d_trainers.py. Both train for 1000 epochs, as nnU-Net's own does. SSL3DWarmup
+raises the learning rate over the first 50; SSL3DEncoderFirst trains the decoder alone for 50, warming it up, and then
+warms up both over 50 more:
 
     export nnUNet_extTrainer="$PWD/trainers"
     nnUNetv2_train {where} -tr {warmup} -pretrained_weights "$PWD/checkpoint.pth"

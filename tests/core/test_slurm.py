@@ -52,6 +52,7 @@ def test_tasks_of_a_job_train_together_save_on_sigusr1_and_go_on(tiny, tmp_path)
         assert [task.returncode for task in both] == [EXIT_CODE, EXIT_CODE], said
         step = checkpoint.open_run(run)["step"]
         assert step >= start and f"stopped by SIGUSR1 after step {step} of 4000 and saved" in said[0]
+        assert "stopped by" not in said[1], "once a job, not once a rank"
         assert read_metrics(run / "metrics.jsonl")[-1]["step"] == step
 
 

@@ -23,7 +23,7 @@ def test_the_same_instance_counts_once_however_it_is_stored(tmp_path):
         item.save_as(path)
     sources = files.sources_of(tmp_path)
     assert [source.problem and source.problem.reason for source in sources] == [None, "duplicate"]
-    assert len(sources[0].paths) == 5 and "5 files repeat pictures" in sources[1].problem.detail
+    assert len(sources[0].paths) == 5 and "found before, by their SOP instance: 5 files" in sources[1].problem.detail
     np.testing.assert_array_equal(next(iter(files.volumes(sources[:1]).values())), values)
 
 

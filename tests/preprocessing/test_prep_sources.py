@@ -168,8 +168,21 @@ def test_a_dry_run_tells_the_ids_of_the_run(tmp_path, capsys):
         assert any(line.startswith("would keep") for line in lines) == held
         convert(arguments, tmp_path / "store", spacing="keep", workers=1, subject_key=tmp_path / "key")
         capsys.readouterr()
-        made = set(json.loads((tmp_path / "store" / "conversion.json").read_text())["entries"])
-        assert made == told
+        entries = json.loads((tmp_path / "store" / "conversion.json").read_text())["entries"]
+        assert told == {name for name, entry in entries.items() if not (held and entry["duplicate_of"])}
+
+
+def test_a_dry_run_over_a_store_knows_its_duplicates(tmp_path, capsys):
+    trees.image(tmp_path / "in" / "a.nii.gz", 31)
+    (tmp_path / "in" / "b.nii.gz").write_bytes((tmp_path / "in" / "a.nii.gz").read_bytes())
+    given = {"spacing": "keep", "workers": 1}
+    convert(tmp_path / "in", tmp_path / "store", **given)
+    capsys.readouterr()
+    report = convert(tmp_path / "in", tmp_path / "store", **given, dry_run=True)
+    assert (report.converted, [reason for _, reason in report.refused]) == (1, ["duplicate"])
+    said = capsys.readouterr().out
+    assert f"would keep a from {tmp_path}/in/a.nii.gz" in said and "would make" not in said
+    assert f"would refuse {tmp_path}/in/b.nii.gz: duplicate: holds the same voxels as a" in said
 
 
 def test_a_run_says_what_it_passed_over_and_what_key_it_made(tmp_path, capsys):
