@@ -2,8 +2,9 @@
 
     python benchmarks/study.py --out runs/study [--data hippocampus ...] [--jobs 2] [--only train|evaluate|pages]
 
-What is finished is kept, so the same call goes on. Runs lie in OUT/<data>/<method>_<network>_<seed>, evaluations by
-recipes/downstream/study_<data>.yaml in OUT/<data>/evaluation; `pages` copies what they found into docs/results/<data>.
+What is finished is kept, so the same call goes on. Runs lie in OUT/<study>/<method>_<network>_<seed>, evaluations by
+recipes/downstream/study_<study>.yaml in OUT/<study>/evaluation; `pages` copies what they found into
+docs/results/<study>. A study is called as its data set; "beyond" holds further methods on the hippocampus.
 Real scans lie in --real (env SSL3D_DATA, default ../shared/data).
 """
 
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import torch
 from learning_data import Data, prepare
-from study_arms import RUNS, Arm, arms, recipe
+from study_arms import DATA_OF, METHODS, RUNS, Arm, arms, recipe
 from study_pages import write_pages
 
 from downstream.evaluator import evaluate
@@ -36,19 +37,21 @@ def pretrain(arm: Arm, data: Data, out: Path) -> float:
     return time.perf_counter() - began
 
 
-def pretrain_all(data: Data, out: Path, jobs: int) -> None:
-    """Every run of a data set, `jobs` at a time."""
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        running = {pool.submit(pretrain, arm, data, out): arm for arm in arms(data.name)}
-        for future in as_completed(running):
-            print(f"{running[future].name} on {data.name}: {future.result():.0f} s", flush=True)
+def pretrain_all(study: str, data: Data, out: Path, jobs: int) -> None:
+    """Every run of a study, `jobs` at a time; those that learn from another run come after it."""
+    taught = [arm for arm in arms(study) if METHODS[arm.method, arm.network].teacher]
+    for wave in ([arm for arm in arms(study) if arm not in taught], taught):
+        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+            running = {pool.submit(pretrain, arm, data, out): arm for arm in wave}
+            for future in as_completed(running):
+                print(f"{running[future].name} of {study}: {future.result():.0f} s", flush=True)
 
 
-def judge(data: Data, out: Path, overrides: list[str]) -> None:
-    """The evaluation of a data set, all its runs in one."""
-    runs = [out / data.name / arm.name for arm in arms(data.name)]
+def judge(study: str, data: Data, out: Path, overrides: list[str]) -> None:
+    """The evaluation of a study, all its runs in one."""
+    runs = [out / study / arm.name for arm in arms(study)]
     given = [f"store={data.labelled}", f"split={data.split}", *overrides]
-    evaluate(runs, f"study_{data.name}", out / data.name / "evaluation", given)
+    evaluate(runs, f"study_{study}", out / study / "evaluation", given)
 
 
 def arguments() -> argparse.Namespace:
@@ -66,11 +69,11 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     o = arguments()
     for name in o.data:
-        data = prepare(name, o.out / "data", Path(o.real))
+        data = prepare(DATA_OF.get(name, name), o.out / "data", Path(o.real))
         if o.only in (None, "train"):
-            pretrain_all(data, o.out, o.jobs)
+            pretrain_all(name, data, o.out, o.jobs)
         if o.only in (None, "evaluate"):
-            judge(data, o.out, [f"workers={o.jobs}", *o.set])
+            judge(name, data, o.out, [f"workers={o.jobs}", *o.set])
         if o.only in (None, "pages"):
             write_pages(name, o.out, o.docs)
     return 0

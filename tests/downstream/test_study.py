@@ -1,0 +1,54 @@
+"""The study of docs/results/protocol.md: all it would run can begin, before any hour is spent."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from downstream.suite import load_suite
+from ssl3d import config
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """benchmarks/study_arms.py, imported as it imports itself: from its own folder."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import study_arms
+
+    yield study_arms
+    for name in set(sys.modules) - before:
+        if name.startswith(("study", "learning_")) or name == "common":
+            del sys.modules[name]
+
+
+def test_every_run_can_begin(study: ModuleType, tmp_path: Path) -> None:
+    from learning_data import Data
+
+    for name in study.RUNS:
+        kind = study.DATA_OF.get(name, name)
+        data = Data(kind, tmp_path / "s.zarr", tmp_path / "s.zarr", tmp_path / "split.json", True, 4, (40, 56, 40))
+        assert len({arm.name for arm in study.arms(name)}) == sum(study.RUNS[name].values())
+        for arm in study.arms(name):
+            recipe = study.recipe(arm, data, tmp_path)
+            assert recipe.run.steps == study.STEPS and recipe.run.seed == arm.seed, arm
+            assert Path(recipe.run.dir) == tmp_path / name / arm.name
+            method = study.METHODS[arm.method, arm.network]
+            assert (recipe.data.include == str(data.split)) == method.reads, arm
+            if method.teacher is None:
+                config.build_task(recipe, config.build_model(recipe))
+            else:
+                assert method.teacher in {other.name for other in study.arms(name)}, "trained in the same study"
+
+
+def test_every_study_has_its_suite(study: ModuleType, tmp_path: Path) -> None:
+    for name in study.RUNS:
+        suite = load_suite(f"study_{name}", [f"store={tmp_path}", f"split={tmp_path / 'split.json'}"])
+        assert suite.name == f"study_{name}"
+        assert {measure.seeds for measure in suite.measures.values()} == {5}
