@@ -20,6 +20,7 @@ from downstream.splits import load_split
 BEGIN, END = "<!-- learning: made by benchmarks/bench_learning.py -->", "<!-- /learning -->"
 
 
+PRICES = {"time of plain": "time of a step", "memory of plain": "its memory"}
 SUMMARY = """## What a few minutes of training are worth
 
 Dice of a linear probe on the frozen encoder, less that of random encoders of the same network; in the last column Dice
@@ -27,7 +28,8 @@ after 100 steps of fine-tuning on 4 labelled patients, less that of scratch with
 over labelled subsets and patients, bold where they lie above 0. {steps} steps of small crops, where
 [../acceptance/learning.md](../acceptance/learning.md) states no other number. It ranks no methods; where the interval
 holds 0, nothing was shown at this size. Settings were chosen on validation patients, so that a column of theirs
-flatters; "not run" is what nobody has measured."""
+flatters; "not run" is what nobody has measured. Time and memory are those of a step beside a plain pass
+([below](#what-a-step-costs))."""
 COST = """## What a step costs
 
 A step of each small recipe, forward and backward, beside a plain pass of its own network over one input of that size
@@ -77,20 +79,24 @@ read at four blocks, -0.001 and -0.006 at the last alone (intervals hold 0). Mor
 here; their runs below are those of the first round."""
 
 
-def table(rows: Sequence[Row], titles: Mapping[str, str]) -> str:
+def table(rows: Sequence[Row], titles: Mapping[str, str], prices: Sequence[Mapping[str, Any]] = ()) -> str:
     """A row a task, a column a data set {name: title}, and one where networks were fine-tuned: differences in Dice.
 
-    Paired, to random encoders or to scratch; bold where the interval lies above 0.
+    Paired, to random encoders or to scratch; bold where the interval lies above 0. With `prices` (Kept.costs) also
+    time and memory of a step of the task's recipe.
     """
+    paid = {price["recipe"]: price for price in prices}
     found = {(row.task, row.data): row for row in rows}
     tuned = [name for name in titles if any(row.tuned for row in rows if row.data == name)]
-    heads = [*titles.values(), *(f"{titles[name]}, fine-tuned" for name in tuned)]
+    heads = [*titles.values(), *(f"{titles[name]}, fine-tuned" for name in tuned), *(PRICES.values() if paid else ())]
     lines = ["| task | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
     for task in ENTRIES:
         own = {name: found[task, name] for name in titles if (task, name) in found}
         cells = [own[name].probe if name in own else None for name in titles]
         cells += [own[name].tuned if name in own else None for name in tuned]
-        lines.append(f"| {task} | " + " | ".join(map(cell, cells)) + " |")
+        price = paid.get(ENTRIES[task].recipe)
+        costs = [f"{price[name]:.2f}" if price else "not measured" for name in PRICES] if paid else []
+        lines.append(f"| {task} | " + " | ".join([*map(cell, cells), *costs]) + " |")
     return "\n".join(lines)
 
 
@@ -192,11 +198,10 @@ def write(kept: Kept, docs: Path) -> None:
     for page, tasks in by_page.items():
         insert(methods / f"{page}.md", page_text("What it learns in minutes", tasks, methods / "pictures"))
     validated = {row.data for row in rows if row.patients == "validation"}
-    results = table(rows, {n: DATA[n] + (", validation patients" if n in validated else "") for n in DATA})
-    insert(
-        methods / "README.md",
-        "\n\n".join(filter(None, [f"{SUMMARY.format(steps=STEPS)}\n\n{results}", costs(kept.costs)])),
-    )
+    titles = {n: DATA[n] + (", validation patients" if n in validated else "") for n in DATA}
+    results = table(rows, titles)
+    summary = f"{SUMMARY.format(steps=STEPS)}\n\n{table(rows, titles, kept.costs)}"
+    insert(methods / "README.md", "\n\n".join(filter(None, [summary, costs(kept.costs)])))
     where = machine()
     computer = f"{where['cores']} x {where['cpu']}, one thread, torch {where['versions']['torch']}"
     text = [f"{HEAD.format(machine=computer)}\n\n## Probe\n\n{results}", f"## Runs\n\n{losses_table(rows)}"]

@@ -59,7 +59,8 @@ def test_a_round_on_one_task_leaves_the_figures_of_the_others(bench: ModuleType,
         Row(task, "phantom", "test", 300, 0.9, 0.1, 8, 0.3, 0.25, Difference(0.05, low, 0.07), None)
         for task, low in (("mae", 0.03), ("voco", -0.01))
     )
-    kept = Kept([mae, voco], {}, [])
+    price = {"recipe": "mae_resenc_s", "input": "48x48x48", "passes": "1", "time of plain": 1.5, "memory of plain": 2.0}
+    kept = Kept([mae, voco], {}, [price])
     kept.write(tmp_path / "learning.json")
     again = Kept.read(tmp_path / "learning.json")
     tuned = Difference(-0.02, -0.03, -0.01)
@@ -72,6 +73,6 @@ def test_a_round_on_one_task_leaves_the_figures_of_the_others(bench: ModuleType,
     write(again, tmp_path / "docs")
     table = (tmp_path / "docs" / "methods" / "README.md").read_text()
     better = "**+0.050 (0.030 to 0.070)**"
-    assert f"| mae | {better} | {better} | not run | -0.020 (-0.030 to -0.010) |" in table
-    assert "| voco | +0.050 (-0.010 to 0.070) | not run | not run | not run |" in table
+    assert f"| mae | {better} | {better} | not run | -0.020 (-0.030 to -0.010) | 1.50 | 2.00 |" in table
+    assert "| voco | +0.050 (-0.010 to 0.070) | not run | not run | not run | not measured | not measured |" in table
     assert "do **not** beat" in (tmp_path / "docs" / "methods" / "voco.md").read_text()
