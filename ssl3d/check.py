@@ -19,6 +19,7 @@ from ssl3d.devices import refuse_combinations
 from ssl3d.gpus import GPUS, RESERVED_GIB, UTILISATION, Gpu
 from ssl3d.models.backbone import Backbone
 from ssl3d.schema import did_you_mean
+from ssl3d.setup_run import store_paths
 from ssl3d.sharding import backbones
 from ssl3d.tasks.task import Objective
 from ssl3d.tasks.trained_network import Trained
@@ -34,6 +35,7 @@ def check(name: str | Mapping[str, Any], overrides: Overrides = (), gpu: str | N
     if gpu is not None and gpu not in GPUS:
         raise ConfigError([f"--gpu is '{gpu}'{did_you_mean(gpu, list(GPUS))} (known are {', '.join(GPUS)})"])
     recipe = config.load(name, overrides, unset=("data.store",))
+    store_paths(recipe)
     objective = config.build_task(recipe, _shapes(recipe))
     refuse_combinations(recipe, objective)
     return OmegaConf.to_yaml(OmegaConf.create(recipe.to_dict())) + "\n" + summary(recipe, objective, gpu)

@@ -23,7 +23,7 @@ from ssl3d.data.near import volume_table
 from ssl3d.data.normalise import describe as describe_normalisation
 from ssl3d.data.sampling import SamplingPlan, split_holdout
 from ssl3d.data.source import Source
-from ssl3d.data.synthetic import open_source
+from ssl3d.data.synthetic import Options, is_synthetic, open_source
 from ssl3d.environment import environment
 from ssl3d.fabric import Fabric
 from ssl3d.guard import Guarded, guard
@@ -101,12 +101,22 @@ def _further(key: str, folder: Path) -> str:
 
 
 def open_stores(recipe: Recipe) -> list[Source]:
-    """What data.store names. Raises FileNotFoundError naming the path, ValueError an option of synthetic volumes."""
+    """What data.store names. Raises as `store_paths`, and FileNotFoundError naming the path."""
+    return [open_source(path) for path in store_paths(recipe)]
+
+
+def store_paths(recipe: Recipe) -> list[str]:
+    """data.store as a list. Raises ConfigError naming data.weights, or an option of synthetic volumes."""
     paths = recipe.data.store if isinstance(recipe.data.store, list) else [recipe.data.store]
     weights = recipe.data.weights
     if weights is not None and len(weights) != len(paths):
         raise ConfigError([f"data.weights has {len(weights)} values for {len(paths)} store(s) in data.store"])
-    return [open_source(path) for path in paths]
+    for path in filter(is_synthetic, paths):
+        try:
+            Options.parse(path)
+        except ValueError as error:
+            raise ConfigError([str(error)]) from None
+    return paths
 
 
 @dataclass

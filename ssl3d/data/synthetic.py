@@ -214,9 +214,12 @@ class SyntheticStore(Source):
 
 def open_source(path: str | Path) -> Source:
     """What a recipe's data.store names: `synthetic` with its options, or a store. Raises as SyntheticStore, Store."""
-    if str(path).partition(":")[0] == NAME:
-        return SyntheticStore(str(path))
-    return open_store(path)
+    return SyntheticStore(str(path)) if is_synthetic(path) else open_store(path)
+
+
+def is_synthetic(path: str | Path) -> bool:
+    """Whether data.store asks for synthetic volumes, with right options or wrong ones."""
+    return str(path).partition(":")[0] == NAME
 
 
 def _classes() -> dict[int, str]:

@@ -175,6 +175,18 @@ def test_keys_that_exclude_each_other_are_refused_before_training():
     assert len(str(error.value).splitlines()) == 3
 
 
+@pytest.mark.parametrize(
+    "overrides, names",
+    [
+        (["data.store=synthetic:shapse=3"], "'shapse=3' is no option of synthetic volumes"),
+        (["data.store=[a.zarr,b.zarr]", "data.weights=[1]"], "data.weights has 1 values for 2 store"),
+    ],
+)
+def test_stores_that_no_run_could_open_are_named(overrides, names):
+    with pytest.raises(ConfigError, match=names):
+        check("mae_resenc_s", overrides)
+
+
 def test_a_trained_teacher_is_counted_at_its_own_size():
     """The continual recipe: MAE at 48 voxels alone, and what its teacher and student at 32 add."""
 
