@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import lzma
 import shutil
 from pathlib import Path
 
@@ -20,8 +21,8 @@ PARTS = (
     ("tests", "Tests"),
     ("search", "What each arm was given"),
 )
-COPIED = ("suite.yaml", "report.json", "report.html", "results.csv")
-LARGEST = 4 * 2**20  # bytes of a file that is copied
+COPIED = ("suite.yaml", "report.json", "report.html")
+SCORES = "results.csv"  # every score, of which only a compressed copy is small enough for a repository
 
 
 def write_pages(name: str, out: Path, docs: Path) -> None:
@@ -31,15 +32,17 @@ def write_pages(name: str, out: Path, docs: Path) -> None:
     folder.mkdir(parents=True)
     report = json.loads((evaluation / "report.json").read_text())
     for file in COPIED:
-        if (evaluation / file).stat().st_size <= LARGEST:
-            shutil.copy(evaluation / file, folder / file)
+        shutil.copy(evaluation / file, folder / file)
+    scores = lzma.compress((evaluation / SCORES).read_bytes())
+    (folder / f"{SCORES}.xz").write_bytes(scores)
     where = machine()
     lines = [
         f"# {report['title']}", "",
         f"Made by `python benchmarks/study.py --data {name}` after [the protocol](../protocol.md); "
         f"{where['cores']} x {where['cpu']}, one thread a process, torch {where['versions']['torch']}. "
         "The whole report: [report.html](report.html); its numbers: [report.json](report.json); every score: "
-        "[results.csv](results.csv); the suite: [suite.yaml](suite.yaml); what was trained: benchmarks/study_arms.py.",
+        f"[{SCORES}.xz]({SCORES}.xz), for pandas.read_csv; the suite: [suite.yaml](suite.yaml); what was trained: "
+        "benchmarks/study_arms.py.",
         "", "## What can be concluded", "", *(f"- {sentence}" for sentence in report["conclusions"]),
     ]  # fmt: skip
     paper = sorted((evaluation / "paper").iterdir())
@@ -77,5 +80,5 @@ def compute(name: str, out: Path) -> list[str]:
         total += seconds
     cells = [float(file.read_text()) for file in (out / name / "evaluation" / "cells").glob("*.seconds")]
     lines += ["", f"Pre-training took {total / 3600:.1f} process hours, the {len(cells)} cells of the evaluation "]
-    lines[-1] += f"{sum(cells) / 3600:.1f}; two processes ran at a time on two hyperthreads of one core."
+    lines[-1] += f"{sum(cells) / 3600:.1f}; two processes ran at a time."
     return lines
