@@ -151,6 +151,8 @@ class RunData:
             "weights": data.weights, "balance": data.balance, "few_slices": data.few_slices,
             "patch_size": objective.placed_size,
         }  # fmt: skip
+        if objective.placed_size == objective.input_size:  # else it is no patch of the network's
+            common["multiple"] = objective.backbone.total_stride
         held_out = split_holdout(stores, data.holdout, recipe.run.seed) - exclude if data.holdout else set()
         held_out = held_out if include is None else held_out & include
         plan = SamplingPlan(
@@ -225,7 +227,7 @@ class RunData:
         if excluded and not matching(subjects, excluded):
             sentences.append(
                 f"data.exclude leaves nobody out: none of its {len(excluded)} subjects goes by that name in "
-                f"{', '.join(store.path for store in stores)} (where they lie there under other ones, guard.suites finds them)"
+                f"{', '.join(store.path for store in stores)}; what lies there under another, guard.suites finds"
             )
         return sentences
 
