@@ -114,9 +114,9 @@ def refuse_beyond_memory(recipe: Recipe, objective: Objective) -> None:
     if needed > there:
         size = "x".join(map(str, objective.input_size))
         raise ConfigError(
-            [f"without a GPU a step of {regions} regions of {size} voxels needs about {needed / GIB:.0f} GiB (estimate) "
-             f"and this machine has {there / GIB:.0f}: take a recipe that ends in _s, a smaller task.patch_size, or a "
-             "larger run.accumulate"]
+            [f"without a GPU a step of {regions} regions of {size} voxels needs about {needed / GIB:.0f} GiB, and this "
+             f"machine has {there / GIB:.0f}: take a recipe that ends in _s, a smaller task.patch_size, or a larger "
+             "run.accumulate"]
         )  # fmt: skip
 
 
