@@ -62,7 +62,10 @@ def check_leak(source: Path, test: pd.DataFrame, allow_leak: bool, card: str | N
         f"first '{patients[0]}' (volume {first['volume']}: {_HOW[found.reason[first.name]]})"
     )
     if not allow_leak:
-        raise LeakError(f"{sentence}: pre-train without them (data.exclude=SPLIT), or say allow_leak=true")
+        raise LeakError(
+            f"{sentence}: pre-train without them (guard.suites finds them under any name, data.exclude=SPLIT by "
+            "theirs), or say allow_leak=true"
+        )
     return [*warnings, f"Leak allowed: {sentence}; its test scores are not those of unseen patients."]
 
 

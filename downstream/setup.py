@@ -15,7 +15,7 @@ from downstream.scoring import grid_warning
 from downstream.split_rules import find_patients
 from downstream.split_rules import words as split_words
 from downstream.splits import FIELDS, Split
-from downstream.suite import Precision, Suite, largest_n
+from downstream.suite import Precision, Suite
 from downstream.volume import check_classes, volume_target
 from ssl3d.data.near import volume_table
 from ssl3d.data.store import Store, open_store
@@ -115,12 +115,13 @@ def label_classes(store: Store, rows: Sequence[int], chosen: Sequence[str] | Non
 
 
 def _check_amounts(suite: Suite, split: Split) -> None:
-    most = largest_n(suite)
-    if most > len(split.pool):
-        raise ValueError(
-            f"n_labelled asks for {most} labelled patients, but the pool of the split {split_words(suite.split)} has "
-            f"{len(split.pool)}: lower n_labelled or enlarge the pool"
-        )
+    for name, measure in suite.measures.items():
+        if (most := max(measure.amounts())) > len(split.pool):
+            raise ValueError(
+                f"measures.{name} asks for {most} labelled patients, but the pool of the split "
+                f"{split_words(suite.split)} has {len(split.pool)}: lower its n_labelled and tune.n_labelled, or "
+                "enlarge the pool"
+            )
     if not split.test:
         raise ValueError(f"the split {split_words(suite.split)} names no test patient")
     for name, measure in suite.measures.items():

@@ -20,6 +20,10 @@ from ssl3d.recipe import WandbConfig
 from ssl3d.schema import TARGET, ConfigError
 
 SUITES = config.RECIPES / "downstream"
+_SPLIT_UNSET = (  # nobody guesses what to write there
+    "split is not set: give a JSON file of patients, split=split.json, or draw them, "
+    "split='{rule: folds, folds: 5, fold: 0, seed: 0, validation: 4}'"
+)
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "64-true"]
 # Measures of these names need no _target_.
 USUAL = {"probe": "downstream.probe.Probe", "finetune": "downstream.finetune.Finetune"}
@@ -77,6 +81,7 @@ def load_suite(source: str | Path | Mapping[str, Any], overrides: config.Overrid
     values = config.read(source, SUITES, overrides, "suite")
     values["measures"] = _measures(values.get("measures"))
     completed, faults = schema.check_fields(values, schema.parameters(Suite), "")
+    faults = [_SPLIT_UNSET if fault.startswith("split is not set") else fault for fault in faults]
     if isinstance(values.get("split"), Mapping):
         faults += split_rules.faults(values["split"])
     augments = {}
@@ -150,8 +155,3 @@ def _unfit(suite: Suite, name: str) -> str:
         f"measures.{name} segments, but the suite has the target '{suite.target}': take a measure of volumes, such as "
         "downstream.volume_probe.VolumeProbe"
     )
-
-
-def largest_n(suite: Suite) -> int:
-    """The most labelled patients any cell of the suite uses: what the split's pool must hold."""
-    return max(n for measure in suite.measures.values() for n in measure.amounts())

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from preprocessing.drafts import Draft
+from preprocessing.layouts.plain import NAME as PLAIN
 from preprocessing.source import Root, Source
+from ssl3d.data.subjects import PREFIX
 
 _DICOM = "DICOM"
+_MANY = 4  # plain files a subject, on average, from which on the folders may well be studies or modalities
 
 
 def summaries(found: Sequence[tuple[Draft, Source]], images: Sequence[tuple[Root, Source]]) -> Iterator[str]:
@@ -26,6 +29,12 @@ def summaries(found: Sequence[tuple[Draft, Source]], images: Sequence[tuple[Root
         if len(usable) < len(sources):
             details.append(f"{len(sources) - len(usable)} refused")
         yield f"found {count(volumes, 'volume')} in {name} ({layout}): {', '.join(details)}"
+        guessed = [source.subject for source in usable if source.subject.startswith(PREFIX)]  # those of a list are not
+        if layout == PLAIN and guessed and len(guessed) >= _MANY * len(set(guessed)):
+            yield (
+                "subjects of plain files are their outermost folders: where such a folder is no patient, say whose "
+                "scan is whose in a list (a CSV with the columns path and subject)"
+            )
 
 
 def count(number: int, what: str) -> str:

@@ -11,7 +11,7 @@ from ssl3d.data import format as fmt
 from ssl3d.data.damage import damaged_objects, note_damage
 from ssl3d.data.encode import METADATA
 from ssl3d.data.machine import available_cores
-from ssl3d.data.objects import Objects, StoreError, open_objects
+from ssl3d.data.objects import Objects, StoreError, no_store, open_objects
 from ssl3d.data.store import Store
 from ssl3d.data.thumbnail import SIDE
 from ssl3d.terminal import progress
@@ -61,7 +61,7 @@ def verify(store: str | Path) -> VerifyReport:
     """
     objects = open_objects(store)
     if not objects.exists(METADATA):
-        raise FileNotFoundError(f"there is no ssl3d store at {store}: make one with ssl3d convert SOURCE {store}")
+        raise no_store(store)
     committed = frozenset(objects.holding(fmt.VOLUMES, METADATA))
     expected, derived = _expected(objects, store)
     ids = sorted(committed | expected.keys())

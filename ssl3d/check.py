@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import psutil
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -25,6 +27,7 @@ from ssl3d.tasks.task import Objective
 from ssl3d.tasks.trained_network import Trained
 
 GIB = 2**30
+MANY_VOXELS = 2_000_000  # of a step: what has fewer fits any machine, and is not worth the seconds that counting takes
 
 
 def check(name: str | Mapping[str, Any], overrides: Overrides = (), gpu: str | None = None) -> str:
@@ -96,6 +99,25 @@ def on_gpu(recipe: Recipe, gpu: Gpu, weights: float, activations: float, flops: 
         f"an estimate, counted operations at {UTILISATION[1]:.0%} to {UTILISATION[0]:.0%} of the data sheet's peak"
     )
     return lines
+
+
+def refuse_beyond_memory(recipe: Recipe, objective: Objective) -> None:
+    """Raise ConfigError where a step on the CPU needs more memory than the machine has, swap included.
+
+    Where the system runs out it kills whom it likes, with no word of ours.
+    """
+    regions = max(1, recipe.data.batch_size // recipe.run.accumulate)  # all ranks of a machine share its memory
+    if regions * math.prod(objective.input_size) < MANY_VOXELS:
+        return
+    needed = weight_bytes(recipe, objective) + regions * activation_bytes(recipe, objective)
+    there = psutil.virtual_memory().total + psutil.swap_memory().total
+    if needed > there:
+        size = "x".join(map(str, objective.input_size))
+        raise ConfigError(
+            [f"without a GPU a step of {regions} regions of {size} voxels needs about {needed / GIB:.0f} GiB, and this "
+             f"machine has {there / GIB:.0f}: take a recipe that ends in _s, a smaller task.patch_size, or a larger "
+             "run.accumulate"]
+        )  # fmt: skip
 
 
 def devices(recipe: Recipe) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -99,9 +100,14 @@ def find(name: str, folder: Path = RECIPES, kind: str = "recipe") -> Path:
     if not path.is_absolute() and inside.is_file():
         return inside
     known = names(folder)
-    hint = did_you_mean(name, known) if path.parent == Path() else ""
     there = "ssl3d recipes lists them" if kind == "recipe" else f"shipped are {', '.join(known)}"
-    raise FileNotFoundError(f"there is no {kind} '{name}'{hint or ': no such file'} ({there})")
+    if kind == "recipe":  # `ssl3d copy` takes suites as well
+        known += [f"downstream/{suite}" for suite in names(folder / "downstream")]
+    near = difflib.get_close_matches(name, known, n=1)
+    if Path(f"{name}.yaml").is_file():
+        near = [f"{name}.yaml"]
+    hint = f"; did you mean '{near[0]}'?" if near else ": no such file"
+    raise FileNotFoundError(f"there is no {kind} '{name}'{hint} ({there})")
 
 
 def names(folder: Path = RECIPES) -> list[str]:

@@ -145,7 +145,7 @@ def _places(suite: GuardedSuite, key: str) -> tuple[str, str]:
     for name, given in (("store", suite.store), ("split", suite.split)):
         value = given or values.get(name)
         if isinstance(value, Mapping):
-            value = _stated(value, key)
+            value = _stated(value, suite.suite or "", key)
         if not isinstance(value, str) or value == MISSING:
             where = f"the suite '{suite.suite}' leaves it open" if suite.suite else "no suite is named"
             raise ConfigError([f"{key}.{name} is not set, and {where}: give {key}.{name}=PATH"])
@@ -153,14 +153,21 @@ def _places(suite: GuardedSuite, key: str) -> tuple[str, str]:
     return found[0], found[1]
 
 
-def _stated(split: Mapping[str, Any], key: str) -> str:
-    """The file of a suite's split. Raises ConfigError where the suite draws it from the labelled store."""
-    if split.get("rule") != "file":
+def _stated(split: Mapping[str, Any], suite: str, key: str) -> str:
+    """The file of a suite's split: as stated, or the one that a finished evaluation left beside its suite.yaml.
+
+    Raises ConfigError where the suite draws it from the labelled store and nothing was evaluated yet.
+    """
+    if split.get("rule") == "file":
+        return str(split["file"])
+    drawn = Path(suite).with_name("split.json")
+    if Path(suite).name != "suite.yaml" or not drawn.is_file():
         raise ConfigError(
             [f"{key}.split is not set, and the suite draws its split from the labelled store: write it by "
-             f"ssl3d evaluate --suite SUITE --plan-only, and give {key}.split=OUT/split.json"]
+             f"ssl3d evaluate --suite {suite} --out OUT --plan-only, and name both: guard.suites="
+             f"'[{{suite: {suite}, split: OUT/split.json}}]'"]
         )  # fmt: skip
-    return str(split["file"])
+    return str(drawn)
 
 
 def _test_patients(split: str, key: str) -> list[str]:

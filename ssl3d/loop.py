@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl3d import checkpoint, config, devices, meters, optim, setup_run, sharding
+from ssl3d.check import refuse_beyond_memory
 from ssl3d.checkpoint_writer import CheckpointWriter
 from ssl3d.config import Recipe
 from ssl3d.disk import WAIT_SECONDS, WAIT_SECONDS_OF_MANY
@@ -68,6 +69,8 @@ def train(recipe: Recipe, observers: Sequence[Observer] = ()) -> Path:
     stores = setup_run.open_stores(recipe)  # a missing store is named before anything heavy is built
     objective, initial = _objective(recipe, folder)
     fabric = devices.make_fabric(recipe, choose_precision(recipe.run.precision, depths(objective)))
+    if fabric.device.type == "cpu":
+        refuse_beyond_memory(recipe, objective)
     with setup_run.claim(folder, fabric.is_global_zero):
         previous, note = checkpoint.latest(folder)
         if previous is not None:

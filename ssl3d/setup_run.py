@@ -23,6 +23,7 @@ from ssl3d.data.near import volume_table
 from ssl3d.data.normalise import describe as describe_normalisation
 from ssl3d.data.sampling import SamplingPlan, split_holdout
 from ssl3d.data.source import Source
+from ssl3d.data.subjects import matching
 from ssl3d.data.synthetic import Options, is_synthetic, open_source
 from ssl3d.environment import environment
 from ssl3d.fabric import Fabric
@@ -150,6 +151,8 @@ class RunData:
             "weights": data.weights, "balance": data.balance, "few_slices": data.few_slices,
             "patch_size": objective.placed_size,
         }  # fmt: skip
+        if objective.placed_size == objective.input_size:  # else it is no patch of the network's
+            common["multiple"] = objective.backbone.total_stride
         held_out = split_holdout(stores, data.holdout, recipe.run.seed) - exclude if data.holdout else set()
         held_out = held_out if include is None else held_out & include
         plan = SamplingPlan(
@@ -203,17 +206,30 @@ class RunData:
         }
 
     def words(self) -> list[str]:
-        """What is not trained on, in a sentence; none where everything is."""
-        stores = self.plan.stores
+        """What is not trained on, in a sentence; none where everything is. And whether data.exclude found nobody."""
+        data, stores = self.recipe.data, self.plan.stores
         total = sum(len(store) for store in stores)
         trained, held_out = (0 if plan is None else sum(len(plan.rows(i)) for i in range(len(stores)))
                              for plan in (self.plan, self.holdout))  # fmt: skip
-        if trained == total:
-            return []
-        few = 0 if self.recipe.data.few_slices else sum(FEW_SLICES in f for s in stores for f in s.column("flags"))
-        parts = {"held out": held_out, "of few slices (data.few_slices)": few}
+        few = 0 if data.few_slices else sum(FEW_SLICES in f for s in stores for f in s.column("flags"))
+        subjects = {str(v) for store in stores for v in store.column("subject")}
+        apart: set[str] = set()
+        for i, store in enumerate(stores):
+            if self.holdout is not None:
+                apart |= {str(v) for v in store.column("subject")[self.holdout.rows(i)]}
+        parts = {  # whole subjects are held out: of a few large ones that is far more than the share that was asked for
+            f"held out ({len(apart)} of {len(subjects)} subjects, data.holdout={data.holdout:g})": held_out,
+            "of few slices (data.few_slices)": few,
+        }
         words = "".join(f", {number} {what}" for what, number in parts.items() if number)
-        return [f"{trained} of {total} volumes to train on{words}"]
+        sentences = [] if trained == total else [f"{trained} of {total} volumes to train on{words}"]
+        excluded = config.subjects(data.exclude, "data.exclude") or set()
+        if excluded and not matching(subjects, excluded):
+            sentences.append(
+                f"data.exclude leaves nobody out: none of its {len(excluded)} subjects goes by that name in "
+                f"{', '.join(store.path for store in stores)}; what lies there under another, guard.suites finds"
+            )
+        return sentences
 
     def reader(self, plan: SamplingPlan) -> RegionLoader:
         """Reads single batches in this thread: previews, held-out subjects."""

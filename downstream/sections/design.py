@@ -5,6 +5,7 @@ from __future__ import annotations
 from downstream import page, sentences
 from downstream.blocks import Section
 from downstream.sections.view import View, spell
+from downstream.statistics import FEWEST
 from downstream.volume_metrics import SET_METRICS
 
 
@@ -55,7 +56,9 @@ def limits(view: View) -> Section:
     ]
     if any(p.subsets == 1 for p in view.points):
         items.append("Some numbers rest on one labelled subset: they hold for those labelled patients only.")
-    if fewest < 10:
+    if fewest < FEWEST:
+        items.append(f"Numbers with fewer than {FEWEST} training seeds behind them have no interval.")
+    elif fewest < 10:
         items.append(
             f"The fewest training seeds behind a number are {fewest}, so intervals are wide. Not distinguishable "
             "does not mean equal: every difference inside the interval remains possible."

@@ -282,6 +282,13 @@ def cannot_write(root: str, error: OSError) -> StoreError:
     return StoreError(f"store {root} cannot be written ({said}): run the same command again once that is repaired")
 
 
+def no_store(root: str | Path) -> FileNotFoundError:
+    """What to raise where there is no store: a folder of scans is the SOURCE of one, not its place."""
+    scans = not is_url(root) and local_path(root).is_dir() and any(local_path(root).iterdir())
+    remedy = f"{root} STORE, and give the STORE" if scans else f"SOURCE {root}"
+    return FileNotFoundError(f"there is no ssl3d store at {root}: make one with ssl3d convert {remedy}")
+
+
 def is_url(root: str | Path) -> bool:
     """Whether `root` is an fsspec URL rather than a path (file:// is a path)."""
     return "://" in str(root) and not str(root).startswith("file://")

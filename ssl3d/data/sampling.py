@@ -122,7 +122,7 @@ class SamplingPlan:
     `crops_per_volume`: with more than one, so many consecutive groups are crops of the same volumes, and volumes follow
     one another as `ssl3d.data.order` says; of groups of one modality, the first volume does, and the others are drawn.
     Raises ValueError when nothing is left to sample, when every volume is too small on some axis (naming the largest
-    usable patch), and when a group needs more distinct volumes than there are.
+    usable patch, a `multiple` on each axis), and when a group needs more distinct volumes than there are.
     """
 
     def __init__(
@@ -137,6 +137,7 @@ class SamplingPlan:
         exclude: Collection[str] = (),
         few_slices: bool = False,
         patch_size: Size3 | None = None,
+        multiple: Size3 = (1, 1, 1),
         crops_per_volume: int = 1,
     ) -> None:
         if crops_per_volume < 1:
@@ -155,7 +156,7 @@ class SamplingPlan:
             eligible = [v for v in eligible if weights[self.locate(v)[0]] > 0]
         if spec.same_modality:
             eligible = _enough_of_modality(eligible, modality, spec.group)
-        self._check(eligible, patch_size or spec.size)
+        self._check(eligible, patch_size or spec.size, multiple)
         self.volumes: list[int] = eligible
 
         def forests(of: Sequence[str]) -> dict[str, _Forest]:
@@ -307,7 +308,7 @@ class SamplingPlan:
             keep &= [s not in unwanted for s in subjects]
         return np.flatnonzero(keep).tolist()
 
-    def _check(self, eligible: list[int], patch_size: Size3) -> None:
+    def _check(self, eligible: list[int], patch_size: Size3, multiple: Size3) -> None:
         names = ", ".join(s.path for s in self.stores)
         if not eligible:
             what = "labelled volume" if self.spec.labels else "volume"
@@ -318,9 +319,10 @@ class SamplingPlan:
         # of all volumes, not of the eligible ones: one labelled patient smaller than the patch is padded, not refused
         largest = np.array(self._shape).max(axis=0)
         if any(size > n for size, n in zip(patch_size, largest)):
+            usable = np.where(largest >= multiple, largest // multiple * multiple, largest)
             raise ValueError(
                 f"patch size {list(patch_size)} does not fit: on some axis every volume of {names} is smaller; "
-                f"the largest usable patch is {largest.tolist()}"
+                f"the largest usable patch is {usable.tolist()}"
             )
         if self.spec.group > len(eligible) and not self.spec.same_volume:
             raise ValueError(

@@ -13,7 +13,7 @@ from ssl3d.data.cache import VoxelCache
 from ssl3d.data.format import LabelInfo, VolumeAttributes
 from ssl3d.data.index import METADATA, read_index
 from ssl3d.data.lru import LRU
-from ssl3d.data.objects import open_objects
+from ssl3d.data.objects import no_store, open_objects
 from ssl3d.data.shard import ShardedArray
 from ssl3d.data.source import Source
 from ssl3d.regions import Size3
@@ -33,7 +33,7 @@ class Store(Source):
     def __init__(self, path: str | Path, direct: bool = True) -> None:
         self._objects = open_objects(path)
         if not self._objects.exists(METADATA):
-            raise FileNotFoundError(f"there is no ssl3d store at {path}: make one with ssl3d convert SOURCE {path}")
+            raise no_store(path)
         if not self._objects.exists(fmt.INDEX_FILE):
             raise FileNotFoundError(f"store {path} has no {fmt.INDEX_FILE}: finish it by running ssl3d convert again")
         root = json.loads(self._objects.get(METADATA)).get("attributes", {})

@@ -108,9 +108,9 @@ def how_to(report: ExportReport, plans: Plans | None, trainer: str = TRAINER) ->
         "trainer": "" if trainer == TRAINER else f" -tr {trainer}",
         "trainer_name": trainer,
         "where": f"{dataset} {CONFIGURATION} 0 -p {identifier}",
-        "advice": "The decoder of these weights is fresh, so that an encoder-first warm-up is advised:"
+        "advice": "The decoder of these weights is fresh, so that an encoder-first warm-up is advised."
         if untrained
-        else "Trained weights may be hurt by the first steps of a high learning rate:",
+        else "Trained weights may be hurt by the first steps of a high learning rate.",
         "warmup": "SSL3DEncoderFirst" if untrained else "SSL3DWarmup",
     }
     written = any(path.name == f"{PLANS_NAME}.json" for path in report.files)

@@ -11,7 +11,7 @@ import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl3d import config, schema
-from ssl3d.check import _kept_bytes, activation_bytes, check, on_gpu, step_flops, weight_bytes
+from ssl3d.check import _kept_bytes, activation_bytes, check, on_gpu, refuse_beyond_memory, step_flops, weight_bytes
 from ssl3d.config import ConfigError
 from ssl3d.gpus import Gpu
 from ssl3d.models.backbone import Backbone
@@ -50,6 +50,21 @@ def test_steps_of_every_shipped_recipe_can_be_counted():
 def test_the_large_recipe():
     text = check("mae_resenc_l")
     assert "parameters   102.3" in text and "90.30 M in the encoder" in text
+
+
+def test_a_step_that_no_memory_holds_is_refused_on_the_cpu(monkeypatch):
+    recipe = config.load("mae_resenc_s", ["data.store=x", "task.patch_size=128"])  # 8 M voxels, about 4 GiB
+    objective = config.build_task(recipe, config.build_model(recipe))
+    monkeypatch.setattr("psutil.swap_memory", lambda: type("Swap", (), {"total": 0}))
+    machine = type("Memory", (), {"total": 64 * 2**30})
+    monkeypatch.setattr("psutil.virtual_memory", lambda: machine)
+    refuse_beyond_memory(recipe, objective)
+    machine.total = 2**30
+    with pytest.raises(ConfigError, match=r"4 regions of 128x128x128 .* this machine has 1:"):
+        refuse_beyond_memory(recipe, objective)
+    small = config.load("mae_resenc_s", ["data.store=x"])
+    monkeypatch.setattr("ssl3d.check.activation_bytes", None)  # nothing is counted for a small step
+    refuse_beyond_memory(small, config.build_task(small, config.build_model(small)))
 
 
 def test_all_faults_a_line_each():

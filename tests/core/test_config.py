@@ -7,7 +7,7 @@ import copy
 import pytest
 
 from ssl3d import config
-from ssl3d.config import ConfigError, load
+from ssl3d.config import ConfigError, find, load
 
 RECIPE = {
     "run": {"dir": "runs/x", "steps": 10},
@@ -106,6 +106,18 @@ def test_unset_store_is_allowed_where_said():
 def test_unknown_recipe_names_the_nearest():
     with pytest.raises(FileNotFoundError, match="did you mean 'mae_resenc_l'"):
         load("mae_resenc_ll")
+
+
+def test_a_suite_to_copy_and_a_file_without_its_ending_are_named(tmp_path, monkeypatch):
+    for name in ("hippocampus", "downstream/hippocampos"):
+        with pytest.raises(FileNotFoundError, match="did you mean 'downstream/hippocampus'"):
+            find(name)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text("")
+    with pytest.raises(FileNotFoundError, match=r"did you mean 'own\.yaml'"):
+        find("own")
+    with pytest.raises(FileNotFoundError, match=r"'xyzzy': no such file \(ssl3d recipes lists them\)"):
+        find("xyzzy")
 
 
 def test_broken_yaml_names_the_file(tmp_path):

@@ -183,3 +183,17 @@ def test_a_finished_evaluations_suite_names_store_and_split(tiny, stores, tmp_pa
     assert load(recipe.to_dict()) == recipe
     train(recipe)
     assert "1 of 8 volumes (1 subjects)" in capsys.readouterr().out
+
+
+def test_of_a_drawn_split_the_one_that_the_evaluation_left_counts(tiny, stores, tmp_path, capsys):
+    values = f"name: mine\nstore: {stores[1]}\nsplit: {{rule: folds, folds: 2}}\n"
+    suite, planned = tmp_path / "suite.yaml", tmp_path / "mine.yaml"
+    suite.write_text(values)
+    planned.write_text(values)
+    (tmp_path / "split.json").write_text(json.dumps({"test": ["t1"]}))
+    with pytest.raises(ConfigError, match=r"--suite \S+mine\.yaml --out OUT --plan-only") as refused:
+        train(tiny(f"guard.suites=[{planned}]"))
+    remedy = str(refused.value).partition("name both: ")[2].replace("'", "").replace("OUT", str(tmp_path))
+    for number, given in enumerate((f"guard.suites=[{suite}]", remedy)):  # the remedy is taken at its word
+        train(tiny(f"data.store={stores[0]}", "run.steps=1", f"run.dir={tmp_path / str(number)}", given))
+        assert "1 of 8 volumes (1 subjects)" in capsys.readouterr().out

@@ -181,8 +181,16 @@ def test_finished_run_is_left_alone(tiny, capsys):
 def test_a_run_says_what_it_leaves_out_and_that_it_ends_too_soon(tiny, capsys):
     train(tiny("data.holdout=0.4", "optim.warmup_steps=50"))
     said = capsys.readouterr().out
-    assert re.search(r"^\d+ of \d+ volumes to train on, \d+ held out$", said, re.MULTILINE)
+    words = r"^\d+ of \d+ volumes to train on, \d+ held out \(\d of \d+ subjects, data\.holdout=0\.4\)$"
+    assert re.search(words, said, re.MULTILINE)
     assert re.search(r"^optim\.warmup_steps is 50, run\.steps \d+: the rate still rises when", said, re.MULTILINE)
+
+
+def test_an_exclusion_that_finds_nobody_says_so(tiny, tmp_path, capsys):
+    names = json.dumps({"validation": ["MRN 1"], "test": ["MRN 2"]})
+    (tmp_path / "split.json").write_text(names)
+    train(tiny(f"data.exclude={tmp_path / 'split.json'}", "run.steps=1"))
+    assert "data.exclude leaves nobody out: none of its 2 subjects goes by that name in" in capsys.readouterr().out
 
 
 def test_another_recipe_is_refused_in_the_same_directory(tiny):

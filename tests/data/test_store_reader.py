@@ -177,6 +177,10 @@ def test_foreign_arrays_are_refused_with_a_remedy(make_store):
 def test_what_is_no_store_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no ssl3d store at .*absent"):
         open_store(tmp_path / "absent")
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "scan.nii.gz").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"convert \S+scans STORE, and give the STORE"):
+        open_store(tmp_path / "scans")
     create_store(tmp_path / "begun.zarr")
     with pytest.raises(FileNotFoundError, match=r"index\.parquet"):
         open_store(tmp_path / "begun.zarr")

@@ -186,6 +186,7 @@ def test_bare_results_are_enough(tmp_path):
     rows({"mae": {2: 0.05}}, seeds=[0]).to_csv(tmp_path / "results.csv", index=False)
     text, _ = _check(write_report(tmp_path))
     assert "cannot be said (only one training seed)" in text
+    assert "fewer than 3 training seeds behind them have no interval" in text and "so intervals are wide" not in text
     assert "Nothing: every arm was trained with the settings of the suite." in text
 
 

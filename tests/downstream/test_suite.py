@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from shapes_store import suite_values
 
-from downstream.suite import SUITES, largest_n, load_suite
+from downstream.suite import SUITES, load_suite
 from ssl3d.config import names
 from ssl3d.schema import ConfigError
 
@@ -20,7 +20,6 @@ def test_a_suite_is_completed_and_reads_back_equal(values):
     assert suite.measures["finetune"].steps == 7 and suite.measures["probe"].seed_numbers() == [3, 5]
     assert suite.measures["finetune"].transfer == "encoder" and suite.dataset_name == "store"
     assert load_suite(suite.to_dict()) == suite
-    assert largest_n(suite) == 2
 
 
 def test_one_rate_needs_no_list(values):
@@ -83,6 +82,13 @@ def test_an_unknown_suite_names_the_nearest(tmp_path):
         load_suite("hippocampos")
     with pytest.raises(FileNotFoundError, match="no suite"):
         load_suite(tmp_path / "gone.yaml")
+
+
+def test_a_split_that_is_not_set_says_what_to_write():
+    with pytest.raises(ConfigError, match=r"split is not set: .*split\.json, or draw them, split='(.+)'") as refused:
+        load_suite("hippocampus", ["store=x.zarr"])
+    rule = str(refused.value).partition("split='")[2].rstrip("'")
+    assert load_suite("hippocampus", ["store=x.zarr", f"split={rule}"]).split["validation"] == 4
 
 
 def test_every_shipped_suite_is_complete_but_for_the_data():

@@ -183,6 +183,20 @@ def test_contrasts_without_a_whole_case_are_plain_files(tmp_path):
     assert len(sources) == 4 and len({source.subject for source in sources.values()}) == 2
 
 
+def test_folders_that_may_be_no_patients_are_said(tmp_path):
+    said = []
+    for number in range(4):
+        trees.image(tmp_path / "in" / "old study" / f"p{number}.nii.gz", number + 1)
+        assert len({s.subject for s in find(tmp_path / "in", said=said)}) == 1
+    words = "subjects of plain files are their outermost folders"
+    assert [line.startswith(words) for line in said] == [False] * 4 + [True]
+    said.clear()
+    rows = "".join(f"old study/p{number}.nii.gz,anna\n" for number in range(4))
+    (tmp_path / "in" / "who.csv").write_text(f"path,subject\n{rows}")
+    find(tmp_path / "in" / "who.csv", said=said)
+    assert len(said) == 1 and "1 subject" in said[0]
+
+
 def test_a_plain_tree_hides_folders_and_pairs_masks_by_grid(tmp_path):
     said = []
     root = trees.plain_tree(tmp_path / "archive")
