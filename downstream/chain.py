@@ -192,9 +192,10 @@ def _pool(out: Path, raw: Path, split: Split) -> Path:
 
 
 def _recipe_settings(out: Path) -> list[str]:
-    """Overrides of the recipe; `data.exclude` guards a second time against patients of validation and test."""
+    """Overrides of the recipe; `guard.suites` guards a second time against scans of test patients."""
     channels = int(open_store(out / "store.zarr").index["channels"].max())
-    return [f"data.store={out / 'store.zarr'}", f"data.exclude={out / 'split.json'}", f"model.in_channels={channels}"]
+    guarded = json.dumps([{"store": str(out / "labelled.zarr"), "split": str(out / "split.json")}])
+    return [f"data.store={out / 'store.zarr'}", f"guard.suites={guarded}", f"model.in_channels={channels}"]
 
 
 def _suite_settings(out: Path, raw: Path, variant: Variant, split: Split) -> list[str]:
