@@ -76,7 +76,7 @@ def make_arms(runs: Sequence[str | Path]) -> list[Arm]:
     loaded = [load_backbone(Path(source)) for source in sources]
     digests = [_spec_digest(backbone.spec()) for backbone in loaded]
     networks = sorted(set(digests))
-    scratch = {d: SCRATCH if len(networks) == 1 else f"{SCRATCH}-{d[:6]}" for d in networks}
+    scratch = dict(zip(networks, _scratch_names([loaded[digests.index(d)].spec() for d in networks], networks)))
     arms = []
     for d in networks:
         backbone = loaded[digests.index(d)]
@@ -85,6 +85,17 @@ def make_arms(runs: Sequence[str | Path]) -> list[Arm]:
         digest = _weights_digest(backbone, d)
         arms.append(Arm(name, source, backbone.spec(), digest, scratch[d], _count(backbone), provenance(Path(source))))
     return arms
+
+
+def _scratch_names(specs: Sequence[BackboneSpec], digests: Sequence[str]) -> list[str]:
+    """ "scratch"; of several networks "scratch-ViT", and "scratch-ViT-31c9fc" where two are of one class."""
+    if len(specs) == 1:
+        return [SCRATCH]
+    kinds = [spec.target.rpartition(".")[2] for spec in specs]
+    return [
+        f"{SCRATCH}-{kind}" if kinds.count(kind) == 1 else f"{SCRATCH}-{kind}-{digest[:6]}"
+        for kind, digest in zip(kinds, digests)
+    ]
 
 
 def _arm_names(sources: Sequence[str]) -> list[str]:

@@ -18,25 +18,32 @@ SPREAD = 0.3  # octaves over which the arms at one amount are spread, so that th
 
 
 def draw(view: View, measures: Sequence[str]) -> Figure:
-    """A row a measure: scores on the left, differences to the baseline on the right. Raises ValueError without one."""
+    """A row a measure and network: scores on the left, differences to the baseline on the right.
+
+    Raises ValueError without a measure.
+    """
     if not measures:
         raise ValueError("there is no measure to draw")
-    names = {arm for measure in measures for arm in view.arms(view.select(measure))}
-    height = 3.6 * len(measures) + 0.28 * -(-len(names) // 4)
+    rows = [
+        (measure, network, [p for p in view.select(measure) if p.arm in arms])
+        for measure in measures
+        for network, arms in view.networks(view.arms(view.select(measure))).items()
+    ]
+    names = {p.arm for _, _, points in rows for p in points}
+    height = 3.6 * len(rows) + 0.28 * -(-len(names) // 4)
     with rc_context(STYLE):
         figure = Figure(figsize=(9.2, height), layout="constrained")
-        axes = figure.subplots(len(measures), 2, squeeze=False)
-        for row, measure in zip(axes, measures):
-            row[0].set_title(view.title(measure))
-            _panel(row[0], view, measure, False)
-            _panel(row[1], view, measure, True)
-        legend(figure, axes[0, 0])
+        axes = figure.subplots(len(rows), 2, squeeze=False)
+        for row, (measure, network, points) in zip(axes, rows):
+            row[0].set_title(", ".join(filter(None, (view.title(measure), network))))
+            _panel(row[0], view, points, False)
+            _panel(row[1], view, points, True)
+        legend(figure, *axes[:, 0])
     return figure
 
 
-def _panel(axes: Axes, view: View, measure: str, difference: bool) -> None:
-    points = view.select(measure)
-    metric = points[0].metric
+def _panel(axes: Axes, view: View, points: Sequence[Point], difference: bool) -> None:
+    measure, metric = points[0].measure, points[0].metric
     arms = view.arms(points, False if difference else None)
     for i, arm in enumerate(arms):
         shift = (i - (len(arms) - 1) / 2) * SPREAD / max(len(arms), 4)

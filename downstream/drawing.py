@@ -18,6 +18,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 # Okabe and Ito's palette, told apart under all common colour-vision deficiencies, and by marker in black and white
 BASELINE_COLOUR = "#767676"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+HANDLE, LETTER = 0.65, 0.075  # inches of a legend: a line with its margins, and a letter beside it
 INK, GRID = "#1b1d21", "#dfe2e7"  # replaced by the page's own colours in svg()
 MARKERS = ("o", "s", "^", "D", "v", "P")
 STYLE: dict[Any, Any] = {
@@ -73,11 +74,12 @@ def amounts_axis(axes: Axes, amounts: Iterable[int], pad: float = 0.4) -> None:
     axes.set_xlim(found[0] / 2**pad, found[-1] * 2**pad)
 
 
-def legend(figure: Figure, axes: Axes, columns: int = 5) -> None:
-    """One legend above all panels, where it hides nothing; none for a single name."""
-    handles, labels = axes.get_legend_handles_labels()
-    unique = dict(zip(labels, handles))
+def legend(figure: Figure, *panels: Axes) -> None:
+    """One legend above all panels, where it hides nothing, in as many columns as the figure has room for."""
+    unique = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels())}
     if unique:
+        column = HANDLE + LETTER * max(map(len, unique))
+        columns = max(1, int(figure.get_figwidth() / column))
         figure.legend(
             unique.values(),
             unique.keys(),

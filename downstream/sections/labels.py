@@ -38,7 +38,7 @@ def labels(view: View) -> Section | None:
             found += own
             blocks += [
                 page.heading(view.title(measure)),
-                _chart(view, measure, own),
+                *_charts(view, measure, own),
                 page.listing(sentence(view, group) for group in grouped(own).values()),
                 _table(view, measure, own),
             ]
@@ -102,14 +102,23 @@ def _table(view: View, measure: str, found: Sequence[Reached]) -> Table:
     return Table(files("labels_saved", measure), head, rows, caption, title, (0, 2, 3, 4, 5), folded=True)
 
 
-def _chart(view: View, measure: str, found: Sequence[Reached]) -> Chart:
+def _charts(view: View, measure: str, found: Sequence[Reached]) -> list[Chart]:
+    """One a network."""
+    return [
+        _chart(view, (measure, *filter(None, [network])), [r for r in found if r.arm in arms])
+        for network, arms in view.networks({r.arm: None for r in found}).items()
+    ]
+
+
+def _chart(view: View, names: tuple[str, ...], found: Sequence[Reached]) -> Chart:
+    measure, title = names[0], ", ".join((view.title(names[0]), *names[1:]))
     said = " ".join(sentence(view, group) for group in grouped(found).values())
-    alt = f"{view.title(measure)}, labels saved. {said}"
+    alt = f"{title}, labels saved. {said}"
     caption = (
-        "Above the diagonal: labels are saved, and as many times as the grey lines say. Bars: 95 % intervals. An "
-        "arrow: beyond the largest amount measured, how far is unknown."
+        f"{title}. Above the diagonal: labels are saved, as many times as the grey lines say. Bars: 95 % intervals. "
+        "An arrow: beyond the largest amount measured, how far is unknown."
     )
-    return Chart(files("labels_saved", measure), _draw(view, measure, found), alt, caption)
+    return Chart(files("labels_saved", *names), _draw(view, measure, found), alt, caption)
 
 
 def _draw(view: View, measure: str, found: Sequence[Reached]) -> Figure:
@@ -129,7 +138,7 @@ def _draw(view: View, measure: str, found: Sequence[Reached]) -> Figure:
         axes.minorticks_off()
         axes.set_xlabel("labelled patients of the arm")
         axes.set_ylabel(f"labelled patients {view.baseline(measure)} needs")
-        legend(figure, axes, 3)
+        legend(figure, axes)
     return figure
 
 

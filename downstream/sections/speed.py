@@ -39,7 +39,7 @@ def speed(view: View) -> Section | None:
         curves += [{"step": step, **plain_point(p)} for step, points in steps.items() for p in points]
         blocks += [
             page.heading(view.title(measure)),
-            _chart(view, measure, steps, own),
+            *_charts(view, measure, steps, own),
             page.listing(sentence(group) for group in grouped(own).values()),
             _table(view, measure, own),
         ]
@@ -92,15 +92,30 @@ def _table(view: View, measure: str, found: Sequence[Reached]) -> Table:
     )
 
 
-def _chart(view: View, measure: str, steps: Curves, found: Sequence[Reached]) -> Chart:
+def _charts(view: View, measure: str, steps: Curves, found: Sequence[Reached]) -> list[Chart]:
+    """One a network."""
+    networks = view.networks(view.arms([p for points in steps.values() for p in points]))
+    return [
+        _chart(
+            view,
+            (measure, *filter(None, [network])),
+            {step: [p for p in points if p.arm in arms] for step, points in steps.items()},
+            [r for r in found if r.arm in arms],
+        )
+        for network, arms in networks.items()
+    ]
+
+
+def _chart(view: View, names: tuple[str, ...], steps: Curves, found: Sequence[Reached]) -> Chart:
+    measure, title = names[0], ", ".join((view.title(names[0]), *names[1:]))
     ends = "; ".join(sentence(group) for group in grouped(found).values())
-    alt = f"{view.title(measure)}: score against steps, a panel for each amount of labels. {ends}"
+    alt = f"{title}: score against steps, a panel for each amount of labels. {ends}"
     caption = (
-        f"{view.title(measure)}: mean {METRICS[view.leading(measure)].name} on the test patients against optimiser "
+        f"{title}: mean {METRICS[view.leading(measure)].name} on the test patients against optimiser "
         "steps. Bands: 95 % intervals of each point. Dashed: "
         f"{100 * SHARE:.0f} % of the final score of {view.baseline(measure)}."
     )
-    return Chart(files("learning_speed", measure), _draw(view, measure, steps), alt, caption)
+    return Chart(files("learning_speed", *names), _draw(view, measure, steps), alt, caption)
 
 
 def _draw(view: View, measure: str, steps: Curves) -> Figure:

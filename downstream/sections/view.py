@@ -85,6 +85,18 @@ class View:
         metric = metric or self.leading(measure)
         return [p for p in self.points if p.measure == measure and p.metric == metric]
 
+    def networks(self, arms: Iterable[str]) -> dict[str, set[str]]:
+        """{network: those of some arms that have it, its baseline too}; of a single network the name is empty.
+
+        What one network scores says nothing of another: they share no panel.
+        """
+        found: dict[str, set[str]] = {}
+        for arm in arms:
+            found.setdefault(self.baselines.get(arm, SCRATCH), set()).add(arm)
+        if len(found) == 1:
+            return {"": next(iter(found.values()))}
+        return {baseline.removeprefix(f"{SCRATCH}-"): found[baseline] for baseline in sorted(found)}
+
     def groups(self) -> dict[tuple[str, str], list[Point]]:
         """{(measure, arm): its compared points by the measure's leading metric}, in the order of the report."""
         found: dict[tuple[str, str], list[Point]] = {}
