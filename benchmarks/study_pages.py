@@ -7,9 +7,12 @@ import json
 import lzma
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from common import machine
 from study_arms import arms
+
+from downstream.report import write_report
 
 # Tables and figures of a report, in the order of a page: (beginning of their names, heading)
 PARTS = (
@@ -31,8 +34,11 @@ def write_pages(name: str, out: Path, docs: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     report = json.loads((evaluation / "report.json").read_text())
-    for file in COPIED:
-        shutil.copy(evaluation / file, folder / file)
+    with TemporaryDirectory() as redrawn:  # without cases: scans stay out of the repository, pictures of them too
+        without = shutil.copytree(evaluation, Path(redrawn) / name, ignore=shutil.ignore_patterns("cells", "cases"))
+        write_report(without)
+        for file in COPIED:
+            shutil.copy(without / file, folder / file)
     scores = lzma.compress((evaluation / SCORES).read_bytes())
     (folder / f"{SCORES}.xz").write_bytes(scores)
     where = machine()
