@@ -60,9 +60,12 @@ class View:
         return str(self.evaluation.measures.get(measure, {}).get("baseline", "scratch"))
 
     def name(self, measure: str, arm: str) -> str:
-        """An arm in a legend or table: the only baseline by what it is, others by their names."""
-        alone = self.arms(self.points, True) == [arm]
-        return self.baseline(measure).removeprefix("a ") if alone else arm
+        """An arm in a legend or table: a baseline by what it is, and its network where there are several."""
+        baselines = self.arms(self.points, True)
+        if arm not in baselines:
+            return arm
+        what = self.baseline(measure).removeprefix("a ")
+        return what if len(baselines) == 1 else f"{what}, {arm.removeprefix(f'{SCRATCH}-')}"
 
     def leading(self, measure: str) -> str:
         """The metric that figures and conclusions of a measure are about."""
