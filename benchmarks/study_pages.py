@@ -29,16 +29,23 @@ SCORES = "results.csv"  # every score, of which only a compressed copy is small 
 
 
 def write_pages(name: str, out: Path, docs: Path) -> None:
-    """Write docs/<name>/ from out/<name>/evaluation. Raises FileNotFoundError when there is no evaluation."""
-    evaluation, folder = out / name / "evaluation", docs / name
+    """Write docs/<name>/ from out/<name>/evaluation. Raises FileNotFoundError when there is no evaluation.
+
+    The report is drawn anew without its cases: scans stay out of the repository, pictures of them too.
+    """
+    with TemporaryDirectory() as folder:
+        place = Path(folder) / name
+        evaluation = shutil.copytree(out / name / "evaluation", place, ignore=shutil.ignore_patterns("cells", "cases"))
+        write_report(evaluation)
+        _write(name, out, evaluation, docs / name)
+
+
+def _write(name: str, out: Path, evaluation: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     report = json.loads((evaluation / "report.json").read_text())
-    with TemporaryDirectory() as redrawn:  # without cases: scans stay out of the repository, pictures of them too
-        without = shutil.copytree(evaluation, Path(redrawn) / name, ignore=shutil.ignore_patterns("cells", "cases"))
-        write_report(without)
-        for file in COPIED:
-            shutil.copy(without / file, folder / file)
+    for file in COPIED:
+        shutil.copy(evaluation / file, folder / file)
     scores = lzma.compress((evaluation / SCORES).read_bytes())
     (folder / f"{SCORES}.xz").write_bytes(scores)
     where = machine()
