@@ -58,7 +58,7 @@ summary { cursor: pointer; font-weight: 600; }
   .wide { overflow: visible; } table { font-size: 7.5pt; } th, td { padding: .2rem .3rem; }
   nav, .skip { display: none; } main { font-size: 10.5pt; }
   details::details-content { content-visibility: visible; }
-  body { font-size: 10.5pt; } h2, h3, summary { break-after: avoid; } figure, table, .lead { break-inside: avoid; } }
+  body { font-size: 10.5pt; } h2, h3, summary { break-after: avoid; } figure, table, .lead li { break-inside: avoid; } }
 """
 
 
