@@ -93,5 +93,5 @@ def compute(name: str, out: Path) -> list[str]:
         total += seconds
     cells = [float(file.read_text()) for file in (out / name / "evaluation" / "cells").glob("*.seconds")]
     lines += ["", f"Pre-training took {total / 3600:.1f} process hours, the {len(cells)} cells of the evaluation "]
-    lines[-1] += f"{sum(cells) / 3600:.1f}; two processes ran at a time."
+    lines[-1] += f"{sum(cells) / 3600:.2g}; two processes ran at a time."
     return lines
