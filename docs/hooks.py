@@ -21,6 +21,8 @@ OUTSIDE = {  # place in the repository: page of the site
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "benchmarks/README.md": "benchmarks.md",
+    "benchmarks/history.md": "benchmark_history.md",
+    "SECURITY.md": "security.md",
 }
 _PLACES = {page: place for place, page in OUTSIDE.items()}
 _LINK = re.compile(r"\[([^\]\n]*)\]\((?!\w+:|#|/)([^)\s#]*)(#[^)\s]*)?\)")

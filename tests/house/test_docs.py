@@ -149,6 +149,16 @@ def test_every_page_is_in_the_contents_of_the_site() -> None:
     assert sorted(nav_pages(site["nav"])) == sorted([*inside, *outside.values()])
 
 
+def test_documents_that_pages_link_to_are_pages() -> None:
+    """mkdocs fails on a Markdown file that the hooks put into the site while it is built."""
+    linked = {
+        (path.parent / target).resolve().relative_to(ROOT).as_posix()
+        for path in DOCUMENTS
+        for target in re.findall(r"\]\(([^)\s#:]+[.]md)(?:#[^)]*)?\)", path.read_text(encoding="utf-8"))
+    }
+    assert {place for place in linked if not place.startswith("docs/")} <= set(hooks().OUTSIDE)
+
+
 def test_pages_are_read_as_on_github() -> None:
     """mkdocs' Markdown sees a list only behind a blank line, and nothing below a number without four spaces."""
     read = hooks().as_on_github
