@@ -7,12 +7,9 @@ import json
 import lzma
 import shutil
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from common import machine
 from study_arms import arms
-
-from downstream.report import write_report
 
 # Tables and figures of a report, in the order of a page: (beginning of their names, heading)
 PARTS = (
@@ -24,28 +21,20 @@ PARTS = (
     ("tests", "Tests"),
     ("search", "What each arm was given"),
 )
-COPIED = ("suite.yaml", "report.json", "report.html")
+NUMBERS = "report.json"
 SCORES = "results.csv"  # every score, of which only a compressed copy is small enough for a repository
 
 
 def write_pages(name: str, out: Path, docs: Path) -> None:
     """Write docs/<name>/ from out/<name>/evaluation. Raises FileNotFoundError when there is no evaluation.
 
-    The report is drawn anew without its cases: scans stay out of the repository, pictures of them too.
+    The page of the report stays behind: it shows scans, which are kept out of the repository.
     """
-    with TemporaryDirectory() as folder:
-        place = Path(folder) / name
-        evaluation = shutil.copytree(out / name / "evaluation", place, ignore=shutil.ignore_patterns("cells", "cases"))
-        write_report(evaluation)
-        _write(name, out, evaluation, docs / name)
-
-
-def _write(name: str, out: Path, evaluation: Path, folder: Path) -> None:
+    evaluation, folder = out / name / "evaluation", docs / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    report = json.loads((evaluation / "report.json").read_text())
-    for file in COPIED:
-        shutil.copy(evaluation / file, folder / file)
+    report = json.loads((evaluation / NUMBERS).read_text())
+    shutil.copy(evaluation / NUMBERS, folder / NUMBERS)
     scores = lzma.compress((evaluation / SCORES).read_bytes())
     (folder / f"{SCORES}.xz").write_bytes(scores)
     where = machine()
@@ -53,8 +42,8 @@ def _write(name: str, out: Path, evaluation: Path, folder: Path) -> None:
         f"# {report['title']}", "",
         f"Made by `python benchmarks/study.py --data {name}` after [the protocol](../protocol.md); "
         f"{where['cores']} x {where['cpu']}, one thread a process, torch {where['versions']['torch']}. "
-        "The whole report: [report.html](report.html); its numbers: [report.json](report.json); every score: "
-        f"[{SCORES}.xz]({SCORES}.xz), for pandas.read_csv; the suite: [suite.yaml](suite.yaml); what was trained: "
+        f"All numbers of its report: [{NUMBERS}]({NUMBERS}); every score: [{SCORES}.xz]({SCORES}.xz), for "
+        f"pandas.read_csv; the suite: recipes/downstream/study_{name}.yaml; what was trained: "
         "benchmarks/study_arms.py.",
         "", "## What can be concluded", "", *(f"- {sentence}" for sentence in report["conclusions"]),
     ]  # fmt: skip

@@ -35,7 +35,7 @@ def draw(view: View, measures: Sequence[str]) -> Figure:
         figure = Figure(figsize=(9.2, height), layout="constrained")
         axes = figure.subplots(len(rows), 2, squeeze=False)
         for row, (measure, network, points) in zip(axes, rows):
-            row[0].set_title(", ".join(filter(None, (view.title(measure), network))))
+            row[0].set_title(view.title(measure, network))
             _panel(row[0], view, points, False)
             _panel(row[1], view, points, True)
         legend(figure, *axes[:, 0])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import secrets
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -28,6 +31,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _same_start():
     """Every test starts from the same global seed, whatever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def benchmark_module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+    """A module of benchmarks/ by its name, imported as it imports its own: from its folder; forgotten afterwards."""
+    folder = Path(__file__).parents[1] / "benchmarks"
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(folder)
+    yield importlib.import_module
+    own = {path.stem for path in folder.glob("*.py")}
+    for name in own & (set(sys.modules) - before):
+        del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

@@ -105,20 +105,20 @@ def _table(view: View, measure: str, found: Sequence[Reached]) -> Table:
 def _charts(view: View, measure: str, found: Sequence[Reached]) -> list[Chart]:
     """One a network."""
     return [
-        _chart(view, (measure, *filter(None, [network])), [r for r in found if r.arm in arms])
+        _chart(view, measure, network, [r for r in found if r.arm in arms])
         for network, arms in view.networks({r.arm: None for r in found}).items()
     ]
 
 
-def _chart(view: View, names: tuple[str, ...], found: Sequence[Reached]) -> Chart:
-    measure, title = names[0], ", ".join((view.title(names[0]), *names[1:]))
+def _chart(view: View, measure: str, network: str, found: Sequence[Reached]) -> Chart:
+    title = view.title(measure, network)
     said = " ".join(sentence(view, group) for group in grouped(found).values())
     alt = f"{title}, labels saved. {said}"
     caption = (
         f"{title}. Above the diagonal: labels are saved, as many times as the grey lines say. Bars: 95 % intervals. "
         "An arrow: beyond the largest amount measured, how far is unknown."
     )
-    return Chart(files("labels_saved", *names), _draw(view, measure, found), alt, caption)
+    return Chart(files("labels_saved", measure, network), _draw(view, measure, found), alt, caption)
 
 
 def _draw(view: View, measure: str, found: Sequence[Reached]) -> Figure:

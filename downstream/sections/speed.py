@@ -98,7 +98,8 @@ def _charts(view: View, measure: str, steps: Curves, found: Sequence[Reached]) -
     return [
         _chart(
             view,
-            (measure, *filter(None, [network])),
+            measure,
+            network,
             {step: [p for p in points if p.arm in arms] for step, points in steps.items()},
             [r for r in found if r.arm in arms],
         )
@@ -106,8 +107,8 @@ def _charts(view: View, measure: str, steps: Curves, found: Sequence[Reached]) -
     ]
 
 
-def _chart(view: View, names: tuple[str, ...], steps: Curves, found: Sequence[Reached]) -> Chart:
-    measure, title = names[0], ", ".join((view.title(names[0]), *names[1:]))
+def _chart(view: View, measure: str, network: str, steps: Curves, found: Sequence[Reached]) -> Chart:
+    title = view.title(measure, network)
     ends = "; ".join(sentence(group) for group in grouped(found).values())
     alt = f"{title}: score against steps, a panel for each amount of labels. {ends}"
     caption = (
@@ -115,7 +116,7 @@ def _chart(view: View, names: tuple[str, ...], steps: Curves, found: Sequence[Re
         "steps. Bands: 95 % intervals of each point. Dashed: "
         f"{100 * SHARE:.0f} % of the final score of {view.baseline(measure)}."
     )
-    return Chart(files("learning_speed", *names), _draw(view, measure, steps), alt, caption)
+    return Chart(files("learning_speed", measure, network), _draw(view, measure, steps), alt, caption)
 
 
 def _draw(view: View, measure: str, steps: Curves) -> Figure:

@@ -51,9 +51,10 @@ class View:
         runs = {run: chosen[method] for method, own in self.members.items() for run in own if method in chosen}
         return runs | chosen
 
-    def title(self, measure: str) -> str:
-        """ "Fine-tuning"."""
-        return str(self.evaluation.measures.get(measure, {}).get("title", measure))
+    def title(self, measure: str, network: str = "") -> str:
+        """ "Fine-tuning", or "Fine-tuning, ViT"."""
+        title = str(self.evaluation.measures.get(measure, {}).get("title", measure))
+        return f"{title}, {network}" if network else title
 
     def baseline(self, measure: str) -> str:
         """The arm without pre-training, in words: "scratch", "a random encoder"."""
@@ -150,8 +151,8 @@ def named(evaluation: Evaluation, points: Sequence[Point]) -> list[Point]:
 
 
 def files(*parts: str) -> str:
-    """A file name from names of measures, metrics and arms."""
-    return "_".join("".join(c if c.isalnum() or c in "-_" else "-" for c in part) for part in parts)
+    """A file name from names of measures, metrics, networks and arms; empty ones are left out."""
+    return "_".join("".join(c if c.isalnum() or c in "-_" else "-" for c in part) for part in parts if part)
 
 
 def metric_axis(metric: str) -> str:

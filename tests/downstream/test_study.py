@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -12,20 +11,10 @@ import pytest
 from downstream.suite import load_suite
 from ssl3d import config
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def study(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """benchmarks/study_arms.py, imported as it imports itself: from its own folder."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import study_arms
-
-    yield study_arms
-    for name in set(sys.modules) - before:
-        if name.startswith(("study", "learning_")) or name == "common":
-            del sys.modules[name]
+def study(benchmark_module: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark_module("study_arms")
 
 
 def test_every_run_can_begin(study: ModuleType, tmp_path: Path) -> None:

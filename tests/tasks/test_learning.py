@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -12,20 +11,10 @@ import pytest
 
 from downstream.splits import load_split
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """benchmarks/bench_learning.py, imported as it imports itself: from its own folder."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import bench_learning
-
-    yield bench_learning
-    for name in set(sys.modules) - before:
-        if name.startswith(("bench_", "learning_")) or name == "common":
-            del sys.modules[name]
+def bench(benchmark_module: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark_module("bench_learning")
 
 
 @pytest.mark.acceptance
