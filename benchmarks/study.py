@@ -2,9 +2,10 @@
 
     python benchmarks/study.py --out runs/study [--data hippocampus ...] [--jobs 2] [--only train|evaluate|pages]
 
-What is finished is kept, so the same call goes on. Runs lie in OUT/<study>/<method>_<network>_<seed>, evaluations by
+What is finished is kept, so the same call goes on. Runs lie in OUT/<data>/<method>_<network>_<seed>, evaluations by
 recipes/downstream/study_<study>.yaml in OUT/<study>/evaluation; `pages` copies what they found into
-docs/results/<study>. A study is called as its data set; "beyond" holds further methods on the hippocampus.
+docs/results/<study>. A study is called as its data set; "beyond" holds further methods on the hippocampus, "longer"
+fine-tunes some of its runs for longer.
 Real scans lie in --real (env SSL3D_DATA, default ../shared/data).
 """
 
@@ -49,7 +50,7 @@ def pretrain_all(study: str, data: Data, out: Path, jobs: int) -> None:
 
 def judge(study: str, data: Data, out: Path, overrides: list[str]) -> None:
     """The evaluation of a study, all its runs in one."""
-    runs = [out / study / arm.name for arm in arms(study)]
+    runs = [out / arm.data / arm.name for arm in arms(study)]
     given = [f"store={data.labelled}", f"split={data.split}", *overrides]
     evaluate(runs, f"study_{study}", out / study / "evaluation", given)
 

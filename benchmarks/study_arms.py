@@ -13,9 +13,9 @@ from ssl3d import config
 
 STEPS = 2_500
 RESENC, VIT = "resenc", "vit"
-DATA_OF = {"beyond": "hippocampus"}  # of a study that is not called as its data
+DATA_OF = {"beyond": "hippocampus", "longer": "hippocampus"}  # of a study that is not called as its data
 CROP = (24, 32, 24)
-PATCH = {"hippocampus": CROP, "beyond": CROP, "phantom": (32, 32, 32), "pathology": (32, 32, 32), "ct": (32, 32, 32)}
+PATCH = {"hippocampus": CROP, "phantom": (32, 32, 32), "pathology": (32, 32, 32), "ct": (32, 32, 32)}
 SHARED = (
     f"run.steps={STEPS}", "run.log_every=50", "run.checkpoint_every=500", "optim.name=adamw", "optim.lr=2e-3",
     "optim.schedule=cosine", "optim.warmup_steps=100", "data.batch_size=2",
@@ -29,7 +29,7 @@ VIT_MODEL = "model={_target_: ssl3d.models.vit.ViT, size: tiny, in_channels: 1, 
 class Method:
     """A method on a network: its shipped recipe, what is overridden in it, and whether it has a patch_size to fit.
 
-    `reads`: it learns from the data set; else from what it makes itself. `teacher`: the run of the same study it
+    `reads`: it learns from the data set; else from what it makes itself. `teacher`: the run on the same data it
     learns from.
     """
 
@@ -108,6 +108,7 @@ RUNS: dict[str, dict[tuple[str, str], int]] = {
         ("graph_matching", RESENC): 1, ("joint_clustering", RESENC): 1, ("cuts", RESENC): 1, ("synthesis", RESENC): 1,
         ("mae_local_contrast", RESENC): 1, ("distillation", RESENC): 1,
     },
+    "longer": {("position_mae", RESENC): 3},
     "phantom": {
         ("position_mae", RESENC): 1, ("mae", RESENC): 1, ("volume_fusion", RESENC): 1, ("mae", VIT): 1,
     },
@@ -118,9 +119,9 @@ RUNS: dict[str, dict[tuple[str, str], int]] = {
 
 @dataclass(frozen=True)
 class Arm:
-    """One pre-training run."""
+    """One pre-training run, shared by the studies on its data."""
 
-    study: str
+    data: str
     method: str
     network: str
     seed: int
@@ -134,16 +135,16 @@ class Arm:
 def arms(study: str) -> list[Arm]:
     """The runs of a study, those with several seeds seed by seed."""
     wanted = RUNS[study]
-    every = [Arm(study, m, n, seed) for (m, n), count in wanted.items() for seed in range(count)]
+    every = [Arm(DATA_OF.get(study, study), m, n, seed) for (m, n), count in wanted.items() for seed in range(count)]
     return sorted(every, key=lambda arm: arm.seed)
 
 
 def recipe(arm: Arm, data: Data, out: Path) -> config.Recipe:
-    """The completed recipe of a run, in out/<study>/<name>; it reads the pool of the split alone."""
-    method, folder = METHODS[arm.method, arm.network], out / arm.study
+    """The completed recipe of a run, in out/<data>/<name>; it reads the pool of the split alone."""
+    method, folder = METHODS[arm.method, arm.network], out / arm.data
     given = [*COMMON, *SHARED, f"run.seed={arm.seed}", f"run.dir={folder / arm.name}"]
     given += [f"data.store={data.store}"] if method.reads else []
     given += [f"data.include={data.split}"] if method.reads and data.only_pool else []
-    given += [f"task.patch_size={list(PATCH[arm.study])}"] if method.patch else []
+    given += [f"task.patch_size={list(PATCH[arm.data])}"] if method.patch else []
     given += [f"task.teacher.init={folder / method.teacher}"] if method.teacher else []
     return config.load(method.recipe, [*given, *method.settings])

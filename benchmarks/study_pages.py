@@ -74,7 +74,7 @@ def compute(name: str, out: Path) -> list[str]:
     lines = ["| run | steps | last loss | minutes |", "|---|---|---|---|"]
     total = 0.0
     for arm in arms(name):
-        logged = [json.loads(line) for line in (out / name / arm.name / "metrics.jsonl").read_text().splitlines()]
+        logged = [json.loads(line) for line in (out / arm.data / arm.name / "metrics.jsonl").read_text().splitlines()]
         steps = [entry for entry in logged if "time/step" in entry]
         ends = [0, *(entry["step"] for entry in steps)]
         seconds = sum((b - a) * entry["time/step"] for a, b, entry in zip(ends, ends[1:], steps))

@@ -27,7 +27,7 @@ def test_every_run_can_begin(study: ModuleType, tmp_path: Path) -> None:
         for arm in study.arms(name):
             recipe = study.recipe(arm, data, tmp_path)
             assert recipe.run.steps == study.STEPS and recipe.run.seed == arm.seed, arm
-            assert Path(recipe.run.dir) == tmp_path / name / arm.name
+            assert Path(recipe.run.dir) == tmp_path / kind / arm.name
             method = study.METHODS[arm.method, arm.network]
             assert (recipe.data.include == str(data.split)) == method.reads, arm
             if method.teacher is None:
