@@ -17,8 +17,7 @@ from learning_voco import agreement
 
 from downstream.splits import load_split
 
-BEGIN, END = "<!-- learning: made by benchmarks/bench_learning.py -->", "<!-- /learning -->"
-
+MAKER = "learning: made by benchmarks/bench_learning.py"
 
 PRICES = {"time of plain": "time of a step", "memory of plain": "its memory"}
 SUMMARY = """## What a few minutes of training are worth
@@ -143,12 +142,13 @@ def sentence(rows: Sequence[Row]) -> str:
     return f"after {steps} steps on a CPU its frozen features {'; they '.join(parts)}"
 
 
-def insert(page: Path, text: str) -> None:
-    """Put `text` between the page's markers; at its end when it has none yet."""
+def insert(page: Path, text: str, maker: str = MAKER) -> None:
+    """Put `text` between the page's markers, which name its `maker`; at its end when it has none yet."""
     before = page.read_text(encoding="utf-8")
-    block = f"{BEGIN}\n{text.strip()}\n{END}"
-    if BEGIN in before:
-        after = re.sub(re.escape(BEGIN) + ".*?" + re.escape(END), lambda _: block, before, flags=re.DOTALL)
+    begin, end = f"<!-- {maker} -->", f"<!-- /{maker.partition(':')[0]} -->"
+    block = f"{begin}\n{text.strip()}\n{end}"
+    if begin in before:
+        after = re.sub(re.escape(begin) + ".*?" + re.escape(end), lambda _: block, before, flags=re.DOTALL)
     else:
         after = before.rstrip("\n") + f"\n\n{block}\n"
     page.write_text(after, encoding="utf-8")

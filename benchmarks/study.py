@@ -4,8 +4,8 @@
 
 What is finished is kept, so the same call goes on. Runs lie in OUT/<data>/<method>_<network>_<seed>, evaluations by
 recipes/downstream/study_<study>.yaml in OUT/<study>/evaluation; `pages` copies what they found into
-docs/results/<study>. A study is called as its data set; "beyond" holds further methods on the hippocampus, "longer"
-fine-tunes some of its runs for longer.
+docs/results/<study>, and puts all methods beside each other in docs/methods/comparison.md. A study is called as its
+data set; "beyond" holds further methods on the hippocampus, "longer" fine-tunes some of its runs for longer.
 Real scans lie in --real (env SSL3D_DATA, default ../shared/data).
 """
 
@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from learning_data import Data, prepare
 from study_arms import DATA_OF, METHODS, RUNS, Arm, arms, recipe
+from study_methods import write_comparison
 from study_pages import write_pages
 
 from downstream.evaluator import evaluate
@@ -62,7 +63,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--real", type=Path, default=os.environ.get("SSL3D_DATA", ROOT.parent / "shared" / "data"))
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     parser.add_argument("--only", choices=["train", "evaluate", "pages"], help="one part of it")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "results")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="override suites, to try things out")
     return parser.parse_args()
 
@@ -76,7 +77,8 @@ def main() -> int:
         if o.only in (None, "evaluate"):
             judge(name, data, o.out, [f"workers={o.jobs}", *o.set])
         if o.only in (None, "pages"):
-            write_pages(name, o.out, o.docs)
+            write_pages(name, o.out, o.docs / "results")
+            write_comparison(o.docs)
     return 0
 
 

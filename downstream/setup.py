@@ -9,6 +9,7 @@ from typing import cast
 
 from downstream.arms import Arm, make_arms
 from downstream.context import Context, store_digest
+from downstream.finetune import Training
 from downstream.guard import check_leak, check_sets
 from downstream.measure import choice_words
 from downstream.scoring import grid_warning
@@ -17,6 +18,7 @@ from downstream.split_rules import words as split_words
 from downstream.splits import FIELDS, Split
 from downstream.suite import Precision, Suite
 from downstream.volume import check_classes, volume_target
+from ssl3d.data.fit import require_fit
 from ssl3d.data.near import volume_table
 from ssl3d.data.store import Store, open_store
 from ssl3d.precision import choose_precision
@@ -69,7 +71,10 @@ def labelled_rows(store: Store) -> dict[str, tuple[int, ...]]:
     for row, subject in zip(labelled.index, labelled["subject"]):
         found.setdefault(str(subject), []).append(int(row))
     if not found:
-        raise ValueError(f"the store {store.path} has no labels: convert it with --labels, or name another as store=")
+        raise ValueError(
+            f"the store {store.path} has no labels: convert a data set that lists them in its dataset.json, as MSD and "
+            "nnU-Net do, or images with --labels DIR; or name another as store="
+        )
     return {subject: tuple(rows) for subject, rows in found.items()}
 
 
@@ -150,5 +155,9 @@ def _check_arms(suite: Suite, store: Store, context: Context, arms: Sequence[Arm
                 backbone.check_size(size)
             except ValueError as error:
                 raise ValueError(f"{key}: {error}") from None
+        for name, measure in suite.measures.items():
+            if isinstance(measure, Training):  # its crops are drawn from volumes, and are not padded
+                key, shapes = f"measures.{name}.patch_size", store.column("shape")
+                require_fit(measure.patch_size, shapes, backbone.total_stride, suite.store, key)
         for name, measure in suite.measures.items():
             measure.refuse(arm, f"measures.{name}")

@@ -133,9 +133,10 @@ def _recipes(o: argparse.Namespace) -> int:
         sys.stdout.write(config.find(o.name).read_text(encoding="utf-8"))
         return 0
     for name in config.names():
-        first = config.find(name).read_text(encoding="utf-8").splitlines()[0]
-        about = first.partition(" - ")[2] if first.startswith("#") else ""
-        sys.stdout.write(f"{name:32} {about}".rstrip() + "\n")
+        sys.stdout.write(f"{name:40} {config.about(name)}".rstrip() + "\n")
+    sys.stdout.write("\nsuites, for `ssl3d evaluate --suite`:\n")
+    for name in config.suites():
+        sys.stdout.write(f"{name:40} {config.about(name)}".rstrip() + "\n")
     return 0
 
 
@@ -147,6 +148,7 @@ def _copy(o: argparse.Namespace) -> int:
     if target.exists():
         raise UsageError(f"'{o.file}' exists already: choose another name")
     shutil.copyfile(source, target)
+    sys.stdout.write(f"{target}\n")
     return 0
 
 
@@ -282,7 +284,7 @@ def _verbs() -> dict[str, tuple[Callable[[argparse.Namespace], int], str, str, C
         add("--gpu", metavar="NAME", help="does it fit, how long may it take: h200, h100, a100, l40s, 4090, ...")
 
     def recipes(add: Add) -> None:
-        add("name", nargs="?", metavar="NAME", help="print this recipe")
+        add("name", nargs="?", metavar="NAME", help="print this one")
 
     def copy(add: Add) -> None:
         add("name", metavar="NAME")
@@ -334,7 +336,7 @@ def _verbs() -> dict[str, tuple[Callable[[argparse.Namespace], int], str, str, C
         "inspect": (_inspect, "say what a store holds", "ssl3d inspect my.zarr --html my.html", inspect),
         "train": (_train, "pre-train a recipe; resumes", "ssl3d train mae_resenc_l data.store=my.zarr", recipe),
         "check": (_check, "complete and build a recipe without data", "ssl3d check mae_resenc_l --gpu a100", check),
-        "recipes": (_recipes, "list the recipes, or print one", "ssl3d recipes mae_resenc_l", recipes),
+        "recipes": (_recipes, "list recipes and suites, or print one", "ssl3d recipes mae_resenc_l", recipes),
         "copy": (_copy, "copy a recipe to edit it", "ssl3d copy mae_resenc_l mine.yaml", copy),
         "sweep": (_sweep, "run a wandb sweep file here, without a server; resumes",
                   "ssl3d sweep mae_grid --local 6", sweep),

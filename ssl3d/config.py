@@ -96,18 +96,34 @@ def find(name: str, folder: Path = RECIPES, kind: str = "recipe") -> Path:
     path = Path(name)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return path
-    inside = folder / (name if path.suffix == ".yaml" else f"{name}.yaml")
+    short = name.removeprefix(f"{folder.name}/")  # a suite has two names: as one of all files, and as a suite
+    inside = folder / (short if path.suffix == ".yaml" else f"{short}.yaml")
     if not path.is_absolute() and inside.is_file():
         return inside
     known = names(folder)
     there = "ssl3d recipes lists them" if kind == "recipe" else f"shipped are {', '.join(known)}"
     if kind == "recipe":  # `ssl3d copy` takes suites as well
-        known += [f"downstream/{suite}" for suite in names(folder / "downstream")]
+        known += suites()
+    if path.is_file():
+        raise FileNotFoundError(f"'{name}' is no {kind}: the name of a YAML file ends in .yaml ({there})")
+    if kind == "suite" and name in names():
+        raise FileNotFoundError(f"'{name}' is a recipe, which `ssl3d train` takes, and no suite ({there})")
     near = difflib.get_close_matches(name, known, n=1)
     if Path(f"{name}.yaml").is_file():
         near = [f"{name}.yaml"]
     hint = f"; did you mean '{near[0]}'?" if near else ": no such file"
     raise FileNotFoundError(f"there is no {kind} '{name}'{hint} ({there})")
+
+
+def suites() -> list[str]:
+    """Names of the suites that ship, as `find` takes them: "downstream/hippocampus"."""
+    return [f"downstream/{suite}" for suite in names(RECIPES / "downstream")]
+
+
+def about(name: str) -> str:
+    """What the first line of a shipped recipe or suite says of it."""
+    first = find(name).read_text(encoding="utf-8").splitlines()[0]
+    return first.partition(" - ")[2] if first.startswith("#") else ""
 
 
 def names(folder: Path = RECIPES) -> list[str]:
@@ -141,6 +157,11 @@ def read(
         except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
             raise ConfigError([f"{name}: not readable as YAML: {' '.join(str(error).split())}"]) from None
     return _container(override(_container(loaded, name, resolve=False), overrides), name)
+
+
+def called(source: str | Path | Mapping[str, Any]) -> str:
+    """What a sentence calls it."""
+    return "this mapping" if isinstance(source, Mapping) else f"'{source}'"
 
 
 def _container(config: Any, name: str, resolve: bool = True) -> dict[str, Any]:
@@ -213,6 +234,8 @@ def load(source: str | Path | Mapping[str, Any], overrides: Overrides = (), unse
     `unset`: keys that may be missing (`ssl3d check` allows data.store). Raises ConfigError, FileNotFoundError.
     """
     values = read(source, overrides=overrides)
+    if "measures" in values:
+        raise ConfigError([f"{called(source)} is a suite, which `ssl3d evaluate RUN --suite` takes, and no recipe"])
     _suites_by_name(values)
     for key in unset:
         section, name = key.split(".")

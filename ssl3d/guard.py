@@ -96,10 +96,8 @@ def _sentence(mine: pd.DataFrame, found: leaks.Shared, subjects: Collection[str]
     counts = {reason: int((found.reason == reason).sum()) for reason in (leaks.SCAN, leaks.PATIENT, leaks.NEAR)}
     counts["another scan of these subjects"] = int(closed - found.any.sum())
     why = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
-    return (
-        f"guard.suites: {closed} of {len(mine)} volumes ({len(subjects)} subjects) belong to test volumes of {names} "
-        f"({why})"
-    )
+    whose = f"{len(subjects)} subject{'' if len(subjects) == 1 else 's'}"
+    return f"guard.suites: {closed} of {len(mine)} volumes ({whose}) belong to test volumes of {names} ({why})"
 
 
 def _refuse_inherited(init: str, found: leaks.Shared, names: str) -> None:

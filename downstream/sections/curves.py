@@ -9,9 +9,13 @@ from downstream.sections.view import View, files
 
 CAPTION = (
     "Left: mean {metric} on the test patients. Right: the same minus {baseline}, paired by patient, labelled subset "
-    "and seed. Bars: 95 % intervals, each point by itself. Judge differences by the right panel: bars on the left may "
-    "overlap although the paired difference is clear."
+    "and seed."
 )
+BARS = (
+    " Bars: 95 % intervals, each point by itself. Judge differences by the right panel: bars on the left may overlap "
+    "although the paired difference is clear."
+)
+BARE = " A point without a bar has no interval."
 RUNS = " Thin lines: single pre-training runs; thick lines: the mean of a method over its runs."
 
 
@@ -22,6 +26,8 @@ def curves(view: View) -> Section:
         points = view.select(measure)
         metric = METRICS[points[0].metric].name
         caption = CAPTION.format(metric=metric, baseline=view.baseline(measure))
+        bars = [e.low is not None for p in points for e in (p.score, p.difference) if e is not None]
+        caption += (BARS if any(bars) else "") + ("" if all(bars) else BARE)
         caption += RUNS if any(p.arm in view.members for p in points) else ""
         name = files("curve", measure)
         charts.append(Chart(name, curve.draw(view, [measure]), curve.describe(view, measure), caption))

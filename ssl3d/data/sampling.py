@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from ssl3d.data.fit import require_fit
 from ssl3d.data.format import FEW_SLICES, LABELS
 from ssl3d.data.lru import LRU
 from ssl3d.data.order import VisitOrder
@@ -317,13 +318,7 @@ class SamplingPlan:
                 "loosen data.include, data.exclude or data.holdout, or set data.few_slices=true"
             )
         # of all volumes, not of the eligible ones: one labelled patient smaller than the patch is padded, not refused
-        largest = np.array(self._shape).max(axis=0)
-        if any(size > n for size, n in zip(patch_size, largest)):
-            usable = np.where(largest >= multiple, largest // multiple * multiple, largest)
-            raise ValueError(
-                f"patch size {list(patch_size)} does not fit: on some axis every volume of {names} is smaller; "
-                f"the largest usable patch is {usable.tolist()}"
-            )
+        require_fit(patch_size, self._shape, multiple, names)
         if self.spec.group > len(eligible) and not self.spec.same_volume:
             raise ValueError(
                 f"the task draws groups of {self.spec.group} distinct volumes, but {names} has {len(eligible)} to "

@@ -61,11 +61,15 @@ def test_every_verb_has_help_with_an_example(capsys):
 
 def test_recipes_are_listed_printed_and_copied(tmp_path, capsys):
     assert main(["recipes"]) == 0
-    assert "mae_resenc_l" in capsys.readouterr().out
+    listed = capsys.readouterr().out
+    assert "mae_resenc_l" in listed and "downstream/hippocampus" in listed
+    assert all(main(["recipes", line.split()[0]]) == 0 for line in listed.splitlines() if "downstream/" in line)
+    capsys.readouterr()
     assert main(["recipes", "mae_resenc_l"]) == 0
     printed = capsys.readouterr().out
     assert main(["copy", "mae_resenc_l", str(tmp_path / "mine.yaml")]) == 0
     assert (tmp_path / "mine.yaml").read_text() == printed
+    assert capsys.readouterr().out == f"{tmp_path / 'mine.yaml'}\n"
     assert main(["copy", "mae_resenc_l", str(tmp_path / "mine.yaml")]) == 2
     assert main(["copy", "cluster/slurm.sh", str(tmp_path / "job.sh")]) == 0
     assert "sbatch" in (tmp_path / "job.sh").read_text().lower()

@@ -182,7 +182,7 @@ def test_a_finished_evaluations_suite_names_store_and_split(tiny, stores, tmp_pa
     recipe = tiny(f"data.store={stores[0]}", "run.steps=1", f"guard.suites=[{suite}]")
     assert load(recipe.to_dict()) == recipe
     train(recipe)
-    assert "1 of 8 volumes (1 subjects)" in capsys.readouterr().out
+    assert "1 of 8 volumes (1 subject)" in capsys.readouterr().out
 
 
 def test_of_a_drawn_split_the_one_that_the_evaluation_left_counts(tiny, stores, tmp_path, capsys):
@@ -196,4 +196,4 @@ def test_of_a_drawn_split_the_one_that_the_evaluation_left_counts(tiny, stores, 
     remedy = str(refused.value).partition("name both: ")[2].replace("'", "").replace("OUT", str(tmp_path))
     for number, given in enumerate((f"guard.suites=[{suite}]", remedy)):  # the remedy is taken at its word
         train(tiny(f"data.store={stores[0]}", "run.steps=1", f"run.dir={tmp_path / str(number)}", given))
-        assert "1 of 8 volumes (1 subjects)" in capsys.readouterr().out
+        assert "1 of 8 volumes (1 subject)" in capsys.readouterr().out

@@ -53,6 +53,9 @@ def test_mistakes_are_named_before_anything_is_written(labelled_store, split_fil
         refused(values | {"split": str(path)}, [run_folder], out, words)
     probe = {"probe": {"n_labelled": [1], "patch_size": [16, 32, 25]}}
     refused(values | {"measures": probe}, [run_folder], out, r"measures.probe.patch_size: .* axis W is 25")
+    large = values["measures"] | {"finetune": values["measures"]["finetune"] | {"patch_size": [320, 32, 32]}}
+    words = r"measures\.finetune\.patch_size \[320, 32, 32\] does not fit: .* largest usable patch is \[\d+, \d+, \d+\]"
+    refused(values | {"measures": large}, [run_folder], out, words)
 
 
 def test_no_labels_and_other_channels_are_named(split_file, tmp_path, labelled_store):

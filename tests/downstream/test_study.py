@@ -36,6 +36,18 @@ def test_every_run_can_begin(study: ModuleType, tmp_path: Path) -> None:
                 assert method.teacher in {other.name for other in study.arms(name)}, "trained in the same study"
 
 
+def test_the_page_of_methods_says_what_the_reports_say(benchmark_module, tmp_path: Path) -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    for name in ("methods/comparison.md", "acceptance/learning.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text((docs / name).read_text())
+    (tmp_path / "results").symlink_to(docs / "results")
+    benchmark_module("study_methods").write_comparison(tmp_path)
+    assert (tmp_path / "methods/comparison.md").read_text() == (docs / "methods/comparison.md").read_text(), (
+        "make it anew: python benchmarks/study.py --only pages"
+    )
+
+
 def test_every_study_has_its_suite(study: ModuleType, tmp_path: Path) -> None:
     for name in study.RUNS:
         suite = load_suite(f"study_{name}", [f"store={tmp_path}", f"split={tmp_path / 'split.json'}"])
