@@ -24,6 +24,7 @@ from downstream.inference import predict
 from downstream.measure import faults
 from ssl3d.models.backbone import Backbone
 from ssl3d.models.heads import StageHead
+from ssl3d.moments import moments
 
 IMPOSSIBLE = -1e4  # logit of a class no training voxel has
 
@@ -71,8 +72,7 @@ def fit(x: NDArray[np.float32], y: NDArray[np.int64], n_classes: int, l2: float)
     Deterministic; float64. A class without a training voxel is never predicted.
     """
     present = np.unique(y)
-    mean, std = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
-    std = np.where(std > 1e-8, std, np.inf)  # a constant feature says nothing: weight 0
+    mean, std = moments(x)
     weight = np.zeros((n_classes, x.shape[1]))
     bias = np.full(n_classes, IMPOSSIBLE)
     if len(present) == 1:

@@ -24,6 +24,7 @@ from downstream.measure import Measure, faults, positive
 from downstream.scoring import finish
 from downstream.volume import VolumeTarget, mean_over_windows, volume_rows
 from ssl3d.models.backbone import Backbone, global_average
+from ssl3d.moments import moments
 from ssl3d.regions import Size3
 
 Array = NDArray[np.float64]
@@ -140,9 +141,7 @@ class VolumeNeighbours(FrozenVolumes):
 
 def standardised(x: Array, weight: Array, new: Array) -> tuple[Array, Array]:
     """Labelled features (N,F) and new ones (M,F) in deviations of the labelled ones; a constant feature becomes 0."""
-    mean = np.average(x, axis=0, weights=weight)
-    std = np.sqrt(np.average((x - mean) ** 2, axis=0, weights=weight))
-    std = np.where(std > 1e-8, std, np.inf)
+    mean, std = moments(x, weight)
     return (x - mean) / std, (new - mean) / std
 
 

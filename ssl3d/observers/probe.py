@@ -20,6 +20,7 @@ from ssl3d.data.loader import RegionLoader
 from ssl3d.data.sampling import SamplingPlan
 from ssl3d.data.store import open_store
 from ssl3d.models.heads import upsampled_at
+from ssl3d.moments import moments
 from ssl3d.regions import RegionBatch, RegionSpec
 from ssl3d.seeding import mix, numpy_generator
 from ssl3d.tasks.task import Objective
@@ -101,8 +102,7 @@ def score(
     """Mean recall over the classes of the test voxels, of a logistic regression on standardised features (N,F)."""
     from sklearn.linear_model import LogisticRegression  # a second to import, for runs that are probed
 
-    mean, std = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
-    std = np.where(std > 1e-8, std, np.inf)
+    mean, std = moments(x)
     classes = np.unique(y)
     if len(classes) == 1:
         said = np.full(len(test_y), classes[0])
