@@ -102,7 +102,8 @@ def half_widths(tables: ArrayLike, level: float = LEVEL) -> tuple[Array, Array]:
     half-width^2 = (t(S-1)^2 A + t(P-1)^2 B + t((S-1)(P-1))^2 MS_E) / (S P). One Satterthwaite quantile for the sum is
     too short with 3 replicates: it trusts a small MS_S that rests on 2 degrees of freedom. Giving every part its
     own quantile is Cochran's remedy for unequal variances (Biometrics 20, 1964) and the modified large-sample interval
-    of Graybill and Wang (JASA 75, 1980). It equals the textbook t interval when one factor has no variance.
+    of Graybill and Wang (JASA 75, 1980). It is never shorter than the textbook t interval over the factor of which
+    there is less: where the other has no variance, the sum above is (docs/statistics.md says by how much).
     """
     tables = np.asarray(tables, dtype=np.float64)
     s, p = tables.shape[-2:]
@@ -119,6 +120,9 @@ def half_widths_of(squares: tuple[Array, ...], replicates: int, patients: int, l
         + np.maximum(ms_patient - ms_residual, 0) * quantile(level, p - 1) ** 2
         + ms_residual * quantile(level, (s - 1) * (p - 1)) ** 2
     )
+    for count, square in ((s, ms_replicate), (p, ms_patient)):
+        if count == min(s, p):
+            squared = np.maximum(squared, square * quantile(level, count - 1) ** 2)
     return np.asarray(np.sqrt(squared / (s * p)))
 
 

@@ -199,7 +199,7 @@ def test_tests_stand_beside_the_interval():
 
 def _ill(gain):
     """Predictions of two arms for twelve patients, half of them ill; the arm adds `gain` to what the ill are given."""
-    table = rows({"ill": {2: 0.0}}, seeds=range(4))
+    table = rows({"ill": {2: 0.0}}, seeds=range(8))
     table = table[(table["metric"] == "dice") & (table["label"] == "head") & (table["case"].str.endswith("_0"))]
     truth = table.assign(metric="truth", value=(table["patient"] > "p05").astype(float))
     better = truth["value"].to_numpy() * (table["arm"] == "ill").to_numpy()

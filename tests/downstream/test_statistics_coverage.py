@@ -57,11 +57,11 @@ def test_false_positives_slow():
 @pytest.mark.parametrize("replicates", [3, 5, 10])
 @pytest.mark.parametrize("runs", [3, 5])
 def test_runs_in_full(runs, replicates):
-    """93 to 97 %, with no more allowance than 20,000 studies need."""
+    """About 93 to 97 %; with three seeds up to a point more, where everything varies a little."""
     for patients in (10, 20, 34):
         for name, ratio in coverage_runs.RATIOS.items():
             found = coverage_runs.coverage(20_000, (runs, replicates, patients), ratio, seed=2)["ours"]
-            assert 0.925 <= found <= 0.975, (runs, replicates, patients, name, found)
+            assert 0.935 <= found <= (0.985 if replicates == 3 else 0.975), (runs, replicates, patients, name, found)
 
 
 @pytest.mark.acceptance
@@ -69,8 +69,8 @@ def test_runs_in_full(runs, replicates):
 def test_false_positives_in_full(replicates):
     for ratio in ((0.3, 0.0, 1.0), (0.3, 1.0, 1.0), (1.0, 1.0, 1.0)):
         found = coverage_tests.false_positives(1000, replicates, 20, ratio, 4, seed=1)
-        assert found.crossed <= _above(0.06, 1000), (replicates, ratio, found)  # it covers 94 % without patient effects
-        assert found.crossed_family <= _above(0.07, 1000), (replicates, ratio, found)
+        assert found.crossed <= _above(0.05, 1000), (replicates, ratio, found)
+        assert found.crossed_family <= _above(0.05, 1000), (replicates, ratio, found)
         if ratio[1] == 0:
             assert max(found.permutation, found.permutation_family) <= _above(0.05, 1000), (replicates, ratio, found)
 
