@@ -65,6 +65,7 @@ def test_a_run_is_exported_for_nnunet(run, backbone, tmp_path):
         24,
     ]
     assert "store.zarr" not in json.dumps(report.to_dict())
+    assert ", of step 12\n" in report.text()
     assert report.provenance["normalisation"]["modalities"] == {"ct": [{"mean": 1.0}]}
 
 
