@@ -131,7 +131,7 @@ def _write(source: Source, ready: Ready, report: ExportReport, plans: Plans | No
         if whole:
             report.files.append(write_json(out / f"{PLANS_NAME}.json", whole))
         backup = plans.add(configured)
-        report.files.append(plans.path)
+        report.files += [plans.path] if backup else []
         kept = f"the old file is {backup.name}" if backup else "which it held already"
         report.notes.append(f"{plans.path.name}: configuration {CONFIGURATION} added, {kept}")
     report.files.append(write_text(out / "HOW_TO.md", how_to(report, plans, ready.trainer)))

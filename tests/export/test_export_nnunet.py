@@ -191,6 +191,19 @@ def test_fragment_without_plans_has_the_patch_of_the_run(backbone, tmp_path):
     assert "{" not in text
 
 
+@pytest.mark.parametrize("planned", [False, True])
+def test_how_to_has_a_trial_and_a_prediction_for_every_training(backbone, plans_file, tmp_path, planned):
+    source = Source(backbone, provenance={"spacing": [1.0, 1.0, 1.0], "step": 7})
+    export_nnunet(source, tmp_path / "out", plans=plans_file() if planned else None)
+    text = (tmp_path / "out" / "HOW_TO.md").read_text()
+    assert max(len(line) for line in text.splitlines() if not line.startswith("    ")) <= 110
+    assert ", of step 7; 100 %" in text and "-device cpu" in text and "{" not in text
+    trainings = [line for line in text.splitlines() if line.startswith("    nnUNetv2_train ")]
+    assert [" -tr SSL3DTrial " in line for line in trainings] == [False, True, False, False][: 4 if planned else 3]
+    assert text.count("    nnUNetv2_predict ") == (2 if planned else 0)
+    assert "takes the same -tr as the training" in text.replace("\n", " ")
+
+
 def test_plans_get_the_configuration_and_keep_the_rest(backbone, plans_file, tmp_path):
     plans = plans_file()
     plans.chmod(0o640)
@@ -219,9 +232,9 @@ def test_backups_are_numbered_and_an_equal_configuration_changes_nothing(backbon
     plans = plans_file()
     export_nnunet(backbone, tmp_path / "out", plans=plans)
     first = plans.read_text()
-    export_nnunet(backbone, tmp_path / "out", plans=plans)
+    again = export_nnunet(backbone, tmp_path / "out", plans=plans)
     assert plans.read_text() == first
-    assert len(list(tmp_path.glob("*.bak*.json"))) == 1
+    assert len(list(tmp_path.glob("*.bak*.json"))) == 1 and plans not in again.files
     export_nnunet(ResEncUNet("S"), tmp_path / "out", plans=plans)  # another network
     assert plans.with_name("nnUNetResEncUNetLPlans.bak2.json").read_text() == first
     assert len(list(tmp_path.glob("*.bak*.json"))) == 2
