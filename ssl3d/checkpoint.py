@@ -89,7 +89,7 @@ def open_run(run_or_file: str | Path) -> dict[str, Any]:
             raise FileNotFoundError(f"{run_or_file} holds no checkpoint: is it a run directory that has been trained?")
         return content
     if not path.exists():
-        raise FileNotFoundError(f"there is no run or weights file '{run_or_file}'")
+        raise FileNotFoundError(f"there is no run or weights file '{run_or_file}': give a run.dir of yours, or a file")
     return read(path)
 
 

@@ -106,7 +106,7 @@ def compared(state: dict[str, torch.Tensor], file: Path) -> str:
     if not file.is_file():
         return f"SSL3DTrial: there is no '{file}' to compare the network with"
     weights = torch.load(file, map_location="cpu", weights_only=True)["network_weights"]
-    equal = {}  # by where a tensor lies: nnU-Net has it under two or four names
+    equal: dict[int, bool] = {}  # by where a tensor lies: nnU-Net has it under two or four names
     for name, value in state.items():
         plain = name.removeprefix("module.").removeprefix("_orig_mod.")
         if ".seg_layers." not in plain:

@@ -3,6 +3,8 @@
 import json
 import pydoc
 import stat
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 import torch
@@ -293,3 +295,31 @@ def test_a_patch_keeps_more_than_one_voxel_at_the_bottleneck():
     assert fit_patch((40, 56, 40), (8, 8, 8)) == [40, 56, 40]
     assert fit_patch((20, 100, 130), (32, 32, 32)) == [32, 96, 128]
     assert fit_patch((20, 40, 30), (32, 32, 32)) == [32, 64, 32]
+
+
+def test_a_file_that_is_not_there_says_what_may_have_been_meant(backbone, plans_file, tmp_path, monkeypatch):
+    def refused(path):
+        with pytest.raises(FileNotFoundError) as said:
+            export_nnunet(backbone, tmp_path / "out", plans=path)
+        return str(said.value)
+
+    (tmp_path / "Dataset901_Two").mkdir()
+    plans_file().rename(tmp_path / "Dataset901_Two" / "nnUNetPlans.json")
+    (tmp_path / "Dataset901_Two" / "nnUNetPlans.bak2.json").touch()
+    assert f"; '{tmp_path}' holds Dataset901_Two; give" in refused(tmp_path / "Dataset902_X" / "nnUNetPlans.json")
+    assert "Dataset901_Two' holds nnUNetPlans.json; give" in refused(tmp_path / "Dataset901_Two" / "Plans.json")
+    assert "(is nnUNet_preprocessed set in this terminal?)" in refused(Path("/Dataset901_Two/nnUNetPlans.json"))
+    monkeypatch.chdir(tmp_path)
+    assert "; '.' holds Dataset901_Two; give" in refused(Path("preprocessed/nnUNetPlans.json"))
+
+
+def test_an_old_nnunet_is_noted(backbone, plans_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(metadata, "version", lambda name: "2.5.2")
+    plans = plans_file()
+    assert "nnU-Net 2.5.2 is installed here" in export_nnunet(backbone, tmp_path / "out", plans=plans).text()
+    monkeypatch.setattr(metadata, "version", lambda name: "2.10")
+    content = json.loads(plans.read_text())
+    del content["configurations"]["3d_fullres"]["architecture"]
+    plans.write_text(json.dumps(content))
+    (note,) = (n for n in export_nnunet(backbone, tmp_path / "out", plans=plans).notes if "nnU-Net, which" in n)
+    assert note.startswith("nnUNetResEncUNetLPlans.json was planned by an old nnU-Net")

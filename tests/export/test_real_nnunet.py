@@ -102,7 +102,7 @@ def test_a_trial_says_what_was_loaded_and_predicts(environment, tmp_path):
     client = planned(environment, tmp_path / "nnunet", channels=2)
     report = export_nnunet(randomise(ResEncUNet("S")), tmp_path / "out", plans=plans_of(client))
     (line,) = (line for line in commands(tmp_path / "out", "nnUNetv2_train") if "-tr SSL3DTrial" in line)
-    (found,) = commands(tmp_path / "out", "export nnUNet_extTrainer")
+    found = commands(tmp_path / "out", "export nnUNet_extTrainer")[0]
     log = client.run(f"{found} && {line} -device cpu", tmp_path / "out")
     count = sum(tensor.part != "head" for tensor in report.tensors)
     assert f"SSL3DTrial: {count} of {count} tensors" in log
