@@ -32,7 +32,8 @@ def check_folder(out: Path, to: str) -> None:
     for name in (*FILES[to], *REPORT):
         if (out / name).exists() and Path(name).name not in ours:
             raise ValueError(
-                f"--out {out}: its '{name}' was not written by an export and would be overwritten; give another folder"
+                f"--out {out}: its '{name}' would be overwritten, which no export lists in a report.json there; "
+                "give another folder"
             )
 
 
