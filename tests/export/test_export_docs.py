@@ -71,7 +71,7 @@ def test_a_literal_command_works(page, command, folder, backbone, capsys):
 
 def test_every_target_has_a_page_and_a_command():
     said = {re.search(r"--to (\w+)", command)[1] for _, command in COMMANDS}
-    assert said == set(TARGETS)
+    assert said == set(TARGETS) == set(FILES)
     index = next(page for page in PAGES if page.name == "README.md").read_text()
     assert all(f"`{target}`" in index for target in TARGETS)
 
