@@ -12,6 +12,7 @@ from torch import Tensor
 from ssl3d import checkpoint_file, config
 from ssl3d.models.backbone import Backbone, BackboneSpec, build_backbone
 from ssl3d.tasks.task import Objective
+from ssl3d.terminal import say
 
 FORMAT = 1
 FOLDER, LAST, PREVIOUS, NEW, BEST = "checkpoints", "last.pt", "previous.pt", "new.pt", "best.pt"
@@ -61,7 +62,8 @@ def latest(run: Path) -> tuple[dict[str, Any] | None, str | None]:
         note = f"{damaged[0]}; going on from {name} at step {content['step']}" if damaged else None
         return content, note
     if damaged:
-        raise ValueError(f"{damaged[0]}, and {run} holds no other checkpoint: start again in another run.dir")
+        others = "holds no other checkpoint" if len(damaged) == 1 else "holds no whole one"
+        raise ValueError(f"{damaged[0]}, and {run} {others}: copy the run again, or train anew in another run.dir")
     return None, None
 
 
@@ -74,15 +76,20 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def open_run(run_or_file: str | Path) -> dict[str, Any]:
-    """The checkpoint of a run directory ('last') or of a file. Raises FileNotFoundError or ValueError naming it."""
+    """The checkpoint of a run directory ('last') or of a file. Raises FileNotFoundError or ValueError naming it.
+
+    When the last one is damaged and an older one is taken, that is said.
+    """
     path = Path(run_or_file)
     if path.is_dir():
-        content, _ = latest(path)
+        content, note = latest(path)
+        if note:
+            say(note, error=True)
         if content is None:
             raise FileNotFoundError(f"{run_or_file} holds no checkpoint: is it a run directory that has been trained?")
         return content
     if not path.exists():
-        raise FileNotFoundError(f"there is no run or weights file '{run_or_file}'")
+        raise FileNotFoundError(f"there is no run or weights file '{run_or_file}': give a run.dir of yours, or a file")
     return read(path)
 
 

@@ -41,10 +41,11 @@ def export(
     Returns what became of each tensor, and the files that were written; a run that wandb follows notes the export.
     The options are those of the target's own function (`export_nnunet`, ...); one that it has not is refused.
     `inflate`, `cast`, `trust` (and `minimum`) decide how a weights file of another program is read (ssl3d.weights).
-    `strict`: refuse what is not copied bit by bit.
+    `strict`: refuse what is not copied bit by bit. In `out` only files of an earlier export are overwritten.
     Raises ValueError naming the option, file or tensor that cannot be; FileNotFoundError when there is no such run.
     """
     from ssl3d.checkpoint import is_foreign
+    from ssl3d.export.folder import check_folder
     from ssl3d.models.transfer import MINIMUM
     from ssl3d.trackers.wandb import log_export
 
@@ -59,6 +60,7 @@ def export(
     run = Path(run)
     reading = [name for name, value in (("inflate", inflate), ("cast", cast), ("trust", trust)) if value]
     _check(run, to, options, reading, is_foreign(run))
+    check_folder(Path(out), to)
 
     from ssl3d.export.source import Source
     from ssl3d.weights.recognised import Choices

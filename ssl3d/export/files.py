@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+_NEAR = 8  # names that a sentence lists
+
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
     """Let `write` fill a temporary file beside `path`, then move it there: a reader never sees half of it.
@@ -50,12 +52,25 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FileNotFoundError(f"there is no file '{path}'; give {what}") from None
+        raise FileNotFoundError(f"there is no file '{path}'{_near(path)}; give {what}") from None
     except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
         raise ValueError(f"'{path}' is not readable as JSON ({error}); give {what}") from None
     if not isinstance(content, dict):
         raise ValueError(f"'{path}' holds a JSON {type(content).__name__}, not an object; give {what}")
     return content
+
+
+def _near(path: Path) -> str:
+    """What may have been meant with nnU-Net's file `path`, which is not there: half a sentence, or nothing."""
+    if path.is_absolute() and path.parts[1].startswith("Dataset"):  # "$nnUNet_preprocessed/Dataset..."
+        return " (is nnUNet_preprocessed set in this terminal?)"
+    folder = next((parent for parent in path.parents if parent.is_dir()), None)
+    if folder is None:
+        return ""
+    found = folder.glob("*Plans*.json" if folder == path.parent else "Dataset*")
+    names = sorted(one.name for one in found if not any(s.startswith(".bak") for s in one.suffixes))
+    more = ", ..." if len(names) > _NEAR else ""
+    return f"; '{folder}' holds {', '.join(names[:_NEAR])}{more}" if names else ""
 
 
 def keep_backup(path: Path) -> Path:

@@ -25,21 +25,22 @@ Weights of a 3D network pre-trained without labels by ssl3d {version}: a start f
 diagnoses or segments.
 """
 
+_PROGRAMS = {"ResEncUNet": "nnunet", "PlainConvUNet": "nnunet", "Primus": "nnunet", "PrimusV2": "nnunet",
+             "SwinUNETR": "monai", "SegResNet": "monai"}  # fmt: skip
+
 _USE = """
 ## Use
 
-    ssl3d export model.safetensors --to nnunet --out weights
+In this folder, with ssl3d installed:
+
+    {command}
 
 or in Python:
 
-    import json
-    from safetensors.torch import load_file
-    from ssl3d.models.backbone import BackboneSpec, build_backbone
-    from ssl3d.models.init import load_weights
+    from ssl3d.weights import import_weights
 
-    backbone = build_backbone(BackboneSpec(**json.load(open("config.json"))["backbone"]))
-    load_weights(backbone, load_file("model.safetensors"), part="{part}")
-    features = backbone.eval().encode(image)  # (B, {channels}, D, H, W): z to Superior, y to Posterior, x to the Left
+    backbone, report = import_weights("model.safetensors")  # its network is in model.json
+    features = backbone.encode(image)  # (B, {channels}, D, H, W): z to Superior, y to Posterior, x to the Left
 """
 
 _END = """
@@ -80,7 +81,7 @@ def model_card(
         _data(source, counts),
         _training(source, recipe, losses),
         _evaluation(evaluation),
-        _USE.format(channels=source.backbone.in_channels, part="all" if source.trained_decoder else "encoder"),
+        _USE.format(channels=source.backbone.in_channels, command=_command(network)),
         f"\n{report.summary()}; {report.shares()}.\n",
         _END.format(
             version=version,
@@ -150,3 +151,10 @@ def _evaluation(table: pd.DataFrame | None) -> str:
 def _name(recipe: dict[str, Any] | None, section: str) -> str:
     """The class a section of the recipe names."""
     return str(((recipe or {}).get(section) or {}).get("_target_", "")).rpartition(".")[2]
+
+
+def _command(network: str) -> str:
+    """How these weights get to the program that has this network, or into a training here."""
+    if network in _PROGRAMS:
+        return f"ssl3d export model.safetensors --to {_PROGRAMS[network]} --out weights"
+    return "ssl3d train RECIPE model.init=model.safetensors"

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import importlib
+import re
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,7 +133,7 @@ def _write(source: Source, ready: Ready, report: ExportReport, plans: Plans | No
         if whole:
             report.files.append(write_json(out / f"{PLANS_NAME}.json", whole))
         backup = plans.add(configured)
-        report.files.append(plans.path)
+        report.files += [plans.path] if backup else []
         kept = f"the old file is {backup.name}" if backup else "which it held already"
         report.notes.append(f"{plans.path.name}: configuration {CONFIGURATION} added, {kept}")
     report.files.append(write_text(out / "HOW_TO.md", how_to(report, plans, ready.trainer)))
@@ -188,7 +190,7 @@ def save_and_compare(content: dict[str, Any], groups: dict[str, list[str]], path
 
 
 def _notes(source: Source, plans: Plans | None, configured: dict[str, Any]) -> list[str]:
-    notes = []
+    notes = _old_nnunet(plans)
     if not source.trained_decoder:
         notes.append("the decoder is fresh: this run trained the encoder only")
     if plans is None:
@@ -205,4 +207,21 @@ def _notes(source: Source, plans: Plans | None, configured: dict[str, Any]) -> l
         if any(abs(a - b) > 0.05 * b for a, b in zip(seen, theirs)):
             words = [", ".join(f"{v:.3g}" for v in values) for values in (seen, theirs)]
             notes.append(f"pre-trained at {words[0]} mm, this configuration resamples to {words[1]} mm (see HOW_TO.md)")
+    return notes
+
+
+def _old_nnunet(plans: Plans | None) -> list[str]:
+    """What an nnU-Net that is too old for HOW_TO.md's commands left here: its plans, or itself."""
+    notes = []
+    if plans is not None and "architecture" not in plans.parent:
+        notes.append(
+            f"{plans.path.name} was planned by an old nnU-Net, which would not read the network of {CONFIGURATION}: "
+            "train with 2.6 or later"
+        )
+    try:
+        installed = metadata.version("nnunetv2")
+    except metadata.PackageNotFoundError:
+        return notes
+    if tuple(map(int, re.findall(r"\d+", installed)[:2])) < (2, 6):
+        notes.append(f"nnU-Net {installed} is installed here: HOW_TO.md needs 2.6 or later: pip install -U nnunetv2")
     return notes

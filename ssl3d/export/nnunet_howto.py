@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
+from functools import partial
+
 from ssl3d.export.nnunet_plans import CONFIGURATION, PARENT, PLANS_NAME, Plans
 from ssl3d.export.report import ExportReport
 
@@ -10,8 +13,9 @@ TRAINER = "nnUNetTrainer"
 _HEAD = """# Fine-tune these weights with nnU-Net
 
 Run the commands in this folder, in the environment of nnU-Net (2.6 or later), with nnUNet_raw, nnUNet_preprocessed
-and nnUNet_results set. Weights: {summary};
-{shares}. {heads}
+and nnUNet_results set. On a machine without a GPU put -device cpu behind training and prediction.
+
+Weights: {summary}; {shares}. {heads}
 """
 
 _PLANNED = """
@@ -24,7 +28,8 @@ skip the first command if that is done:
     nnUNetv2_train {dataset} {configuration} 0 -p {plans}{trainer} -pretrained_weights "$PWD/checkpoint.pth"
     nnUNetv2_predict -d {dataset} -i "{images}" -o predictions -c {configuration} -p {plans}{trainer} -f 0
 
-Folds 1 to 4 likewise.
+Folds 1 to 4 likewise. nnU-Net names its results by trainer, plans and configuration: for other weights, or none to
+compare with, set another nnUNet_results, or they replace these.
 """
 
 _UNPLANNED = """
@@ -38,12 +43,23 @@ _UNPLANNED = """
     PLANS="$DATASET/nnUNetResEncUNetLPlans.json"
     ssl3d export RUN --to nnunet --out . --plans "$PLANS" --dataset-json "$DATASET/dataset.json"
 
-or put the entry of plans_fragment.json under "configurations" in that file by hand. The command also fits the weights
-to the number of channels ({channels} here) and the patch to your scans.
+RUN is the run or file that these weights were exported from, as seen from this folder. The command also fits the
+weights to the number of channels ({channels} here) and the patch to your scans, and this page to your data set. Without
+ssl3d put the entry of plans_fragment.json under "configurations" in that file by hand, if the channels are as many.
 
 ## 3. Train
 
     nnUNetv2_train 4 {configuration} 0 -p nnUNetResEncUNetLPlans{trainer} -pretrained_weights "$PWD/checkpoint.pth"
+"""
+
+_TRIAL = """
+## A trial first
+
+Ten steps, to see that data, plans and weights fit together; the log says how many of the network's tensors are those
+of checkpoint.pth:
+
+    export nnUNet_extTrainer="$PWD/trainers"
+    nnUNetv2_train {where} -tr SSL3DTrial -pretrained_weights "$PWD/checkpoint.pth"
 """
 
 _WARMUP = """
@@ -55,6 +71,8 @@ warms up both over 50 more:
 
     export nnUNet_extTrainer="$PWD/trainers"
     nnUNetv2_train {where} -tr {warmup} -pretrained_weights "$PWD/checkpoint.pth"
+
+nnUNetv2_predict takes the same -tr as the training, and that variable.
 """
 
 _PRIMUS = """
@@ -77,6 +95,7 @@ nnU-Net's own spacing is far off:
     cp {name}.json "$nnUNet_preprocessed/{dataset}/"
     nnUNetv2_preprocess -d {number} -plans_name {name} -c {parent}
     nnUNetv2_train {dataset} {parent} 0 -p {name}{trainer} -pretrained_weights "$PWD/checkpoint.pth"
+    nnUNetv2_predict -d {dataset} -i "{images}" -o predictions -c {parent} -p {name}{trainer} -f 0
 
 For another data set that nnU-Net has fingerprinted, move them on before preprocessing it:
 
@@ -93,7 +112,7 @@ def how_to(report: ExportReport, plans: Plans | None, trainer: str = TRAINER) ->
     words = {
         "configuration": CONFIGURATION,
         "parent": PARENT,
-        "summary": report.summary(),
+        "summary": report.summary() + report.when(),
         "shares": report.shares(),
         "heads": f"{len(fresh)} {'decoder ' if decoder else ''}tensors are fresh."
         if fresh
@@ -117,8 +136,16 @@ def how_to(report: ExportReport, plans: Plans | None, trainer: str = TRAINER) ->
     other = _LIKE_PRETRAINING if written else ""
     if plans is None:
         other = f" Exported with --plans,\n{PLANS_NAME}.json is written as well: whole plans that impose them."
-    text = _HEAD + (_PLANNED if plans else _UNPLANNED) + (_WARMUP if trainer == TRAINER else _PRIMUS)
-    return (text + _CAVEAT.replace("{other}", other)).format(**words)
+    own = _PRIMUS if trainer != TRAINER else _TRIAL + _WARMUP
+    text = _HEAD + (_PLANNED if plans else _UNPLANNED) + own + _CAVEAT.replace("{other}", other)
+    return _wrapped(text.format(**words))
+
+
+def _wrapped(text: str) -> str:
+    """Paragraphs filled anew, as the words put into them are of any length; commands and headings as they are."""
+    blocks = text.rstrip().split("\n\n")
+    fill = partial(textwrap.fill, width=110, break_long_words=False, break_on_hyphens=False)
+    return "\n\n".join(b if b.startswith(("#", "    ")) else fill(b) for b in blocks) + "\n"
 
 
 def _number(dataset: str) -> str:

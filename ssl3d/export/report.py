@@ -32,13 +32,18 @@ class ExportReport(TransferReport):
     def text(self) -> str:
         """A few plain lines for the terminal."""
         lines = [] if self.imported is None else [self.imported.text()]
-        lines += [f"{self.target}: {self.summary()}", f"  {self.shares()}"]
+        lines += [f"{self.target}: {self.summary()}{self.when()}", f"  {self.shares()}"]
         lines += [f"  {t.outcome} {t.name}: {t.reason}" for t in self.tensors if t.outcome == "adapted"][:_LISTED]
         more = len(self.names("adapted")) - _LISTED
         lines += [f"  and {more} more (report.json)"] if more > 0 else []
         lines += [f"  {n}" for n in self.notes]
         lines += [f"wrote {path}" for path in self.files]
         return "\n".join(lines)
+
+    def when(self) -> str:
+        """After which step the weights were taken, where that is known; to put behind the summary."""
+        step = self.provenance.get("step")
+        return "" if step is None else f", of step {step}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for report.json; files by name, so that the folder can be moved and shared."""

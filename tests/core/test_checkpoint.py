@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+import re
 import threading
 import zipfile
 
@@ -74,6 +75,19 @@ def test_the_newest_whole_one_is_used_wherever_a_kill_left_it(tmp_path):
     checkpoint_file.write(folder / "previous.pt", {"format": checkpoint.FORMAT, **content(0)})
     found, note = checkpoint.latest(tmp_path)
     assert (found["step"], note) == (1, None)
+
+
+def test_who_opens_a_run_whose_last_checkpoint_is_damaged_is_told(tmp_path, capsys):
+    for step in (1, 2):
+        checkpoint.save(tmp_path, {"step": step, "backbone_spec": {}})
+    files = [tmp_path / "checkpoints" / name for name in ("last.pt", "previous.pt")]
+    assert checkpoint.open_run(tmp_path)["step"] == 2 and not capsys.readouterr().err
+    files[0].write_bytes(files[0].read_bytes()[:100])
+    assert checkpoint.open_run(tmp_path)["step"] == 1
+    assert re.search(r"last\.pt is damaged .*; going on from previous\.pt at step 1$", capsys.readouterr().err)
+    files[1].write_bytes(b"")
+    with pytest.raises(ValueError, match=r"last\.pt is damaged .* holds no whole one: copy the run again, or train"):
+        checkpoint.open_run(tmp_path)
 
 
 def test_a_snapshot_keeps_its_values_and_what_shares_memory():

@@ -7,6 +7,7 @@ import torch
 
 from ssl3d.export import export
 from ssl3d.export.files import write_atomically
+from ssl3d.export.folder import FILES, REPORT
 from ssl3d.export.safetensors import export_safetensors
 from ssl3d.export.source import Source
 from ssl3d.models.backbone import BackboneSpec, build_backbone
@@ -64,6 +65,7 @@ def test_a_run_is_exported_for_nnunet(run, backbone, tmp_path):
         24,
     ]
     assert "store.zarr" not in json.dumps(report.to_dict())
+    assert ", of step 12\n" in report.text()
     assert report.provenance["normalisation"]["modalities"] == {"ct": [{"mean": 1.0}]}
 
 
@@ -85,6 +87,34 @@ def test_safetensors_leave_out_a_decoder_that_was_not_trained(backbone, tmp_path
     assert all(n in backbone.encoder_parameter_names() for n in report.names("copied"))
     with pytest.raises(ValueError, match="--strict"):
         export_safetensors(Source(backbone, trained_decoder=False), tmp_path, strict=True)
+
+
+def test_only_what_an_export_wrote_is_overwritten(run, tmp_path):
+    out = tmp_path / "out"
+    for to in ("safetensors", "hub", "hub", "nnunet", "nnunet"):
+        export(run, to, out)
+    written = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert written <= {*FILES["safetensors"], *FILES["hub"], *FILES["nnunet"], *REPORT}
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for to, name in (("hub", "README.md"), ("nnunet", "report.html"), ("nnunet", "report.json")):
+        (mine / name).write_text("{}")
+        with pytest.raises(ValueError, match=f"--out .*mine: its '{name}' would be overwritten, .* give another"):
+            export(run, to, mine)
+        assert [path.name for path in mine.iterdir()] == [name] and (mine / name).read_text() == "{}"
+        (mine / name).unlink()
+
+
+def test_an_export_into_a_run_or_a_file_is_refused(run, tmp_path):
+    (run / "recipe.yaml").write_text("run: {}")
+    with pytest.raises(ValueError, match=r"--out .*run is a run, .* give a folder of its own"):
+        export(run, "hub", run)
+    assert (run / "recipe.yaml").read_text() == "run: {}"
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match=r"file' is a file; give a folder"):
+            export(run, "nnunet", out)
+    export(run, "nnunet", run / "export")
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):

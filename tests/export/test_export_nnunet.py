@@ -3,6 +3,8 @@
 import json
 import pydoc
 import stat
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 import torch
@@ -191,6 +193,19 @@ def test_fragment_without_plans_has_the_patch_of_the_run(backbone, tmp_path):
     assert "{" not in text
 
 
+@pytest.mark.parametrize("planned", [False, True])
+def test_how_to_has_a_trial_and_a_prediction_for_every_training(backbone, plans_file, tmp_path, planned):
+    source = Source(backbone, provenance={"spacing": [1.0, 1.0, 1.0], "step": 7})
+    export_nnunet(source, tmp_path / "out", plans=plans_file() if planned else None)
+    text = (tmp_path / "out" / "HOW_TO.md").read_text()
+    assert max(len(line) for line in text.splitlines() if not line.startswith("    ")) <= 110
+    assert ", of step 7; 100 %" in text and "-device cpu" in text and "{" not in text
+    trainings = [line for line in text.splitlines() if line.startswith("    nnUNetv2_train ")]
+    assert [" -tr SSL3DTrial " in line for line in trainings] == [False, True, False, False][: 4 if planned else 3]
+    assert text.count("    nnUNetv2_predict ") == (2 if planned else 0)
+    assert "takes the same -tr as the training" in text.replace("\n", " ")
+
+
 def test_plans_get_the_configuration_and_keep_the_rest(backbone, plans_file, tmp_path):
     plans = plans_file()
     plans.chmod(0o640)
@@ -219,9 +234,9 @@ def test_backups_are_numbered_and_an_equal_configuration_changes_nothing(backbon
     plans = plans_file()
     export_nnunet(backbone, tmp_path / "out", plans=plans)
     first = plans.read_text()
-    export_nnunet(backbone, tmp_path / "out", plans=plans)
+    again = export_nnunet(backbone, tmp_path / "out", plans=plans)
     assert plans.read_text() == first
-    assert len(list(tmp_path.glob("*.bak*.json"))) == 1
+    assert len(list(tmp_path.glob("*.bak*.json"))) == 1 and plans not in again.files
     export_nnunet(ResEncUNet("S"), tmp_path / "out", plans=plans)  # another network
     assert plans.with_name("nnUNetResEncUNetLPlans.bak2.json").read_text() == first
     assert len(list(tmp_path.glob("*.bak*.json"))) == 2
@@ -280,3 +295,31 @@ def test_a_patch_keeps_more_than_one_voxel_at_the_bottleneck():
     assert fit_patch((40, 56, 40), (8, 8, 8)) == [40, 56, 40]
     assert fit_patch((20, 100, 130), (32, 32, 32)) == [32, 96, 128]
     assert fit_patch((20, 40, 30), (32, 32, 32)) == [32, 64, 32]
+
+
+def test_a_file_that_is_not_there_says_what_may_have_been_meant(backbone, plans_file, tmp_path, monkeypatch):
+    def refused(path):
+        with pytest.raises(FileNotFoundError) as said:
+            export_nnunet(backbone, tmp_path / "out", plans=path)
+        return str(said.value)
+
+    (tmp_path / "Dataset901_Two").mkdir()
+    plans_file().rename(tmp_path / "Dataset901_Two" / "nnUNetPlans.json")
+    (tmp_path / "Dataset901_Two" / "nnUNetPlans.bak2.json").touch()
+    assert f"; '{tmp_path}' holds Dataset901_Two; give" in refused(tmp_path / "Dataset902_X" / "nnUNetPlans.json")
+    assert "Dataset901_Two' holds nnUNetPlans.json; give" in refused(tmp_path / "Dataset901_Two" / "Plans.json")
+    assert "(is nnUNet_preprocessed set in this terminal?)" in refused(Path("/Dataset901_Two/nnUNetPlans.json"))
+    monkeypatch.chdir(tmp_path)
+    assert "; '.' holds Dataset901_Two; give" in refused(Path("preprocessed/nnUNetPlans.json"))
+
+
+def test_an_old_nnunet_is_noted(backbone, plans_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(metadata, "version", lambda name: "2.5.2")
+    plans = plans_file()
+    assert "nnU-Net 2.5.2 is installed here" in export_nnunet(backbone, tmp_path / "out", plans=plans).text()
+    monkeypatch.setattr(metadata, "version", lambda name: "2.10")
+    content = json.loads(plans.read_text())
+    del content["configurations"]["3d_fullres"]["architecture"]
+    plans.write_text(json.dumps(content))
+    (note,) = (n for n in export_nnunet(backbone, tmp_path / "out", plans=plans).notes if "nnU-Net, which" in n)
+    assert note.startswith("nnUNetResEncUNetLPlans.json was planned by an old nnU-Net")

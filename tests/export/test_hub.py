@@ -12,6 +12,9 @@ from ssl3d.export.hub import export_hub
 from ssl3d.export.source import Source
 from ssl3d.models.backbone import BackboneSpec, build_backbone
 from ssl3d.models.init import load_weights
+from ssl3d.models.segresnet import SegResNet
+from ssl3d.models.vit import ViT
+from ssl3d.weights import import_weights
 
 RECIPE = """
 run: {dir: /home/someone/runs/secret, steps: 40, seed: 0}
@@ -92,5 +95,20 @@ def test_the_folder_rebuilds_the_network(backbone, tmp_path):
 
 def test_a_decoder_that_was_not_trained_is_left_out_and_said(backbone, tmp_path):
     export_hub(Source(backbone, trained_decoder=False), tmp_path)
-    card = (tmp_path / "README.md").read_text()
-    assert 'part="encoder"' in card and "The decoder was not trained" in card
+    assert "The decoder was not trained" in (tmp_path / "README.md").read_text()
+    again, report = import_weights(tmp_path / "model.safetensors")
+    encoder = backbone.encoder_parameter_names()
+    assert all(torch.equal(again.state_dict()[name], backbone.state_dict()[name]) for name in encoder)
+    assert report.share("decoder") == 0
+
+
+@pytest.mark.parametrize(
+    ("network", "command"),
+    [
+        (SegResNet(init_filters=8, blocks_down=(1, 1), blocks_up=(1,)), "ssl3d export model.safetensors --to monai "),
+        (ViT("tiny", patch_size=(4, 4, 4)), "ssl3d train RECIPE model.init=model.safetensors"),
+    ],
+)
+def test_the_card_names_a_program_that_has_the_network(network, command, tmp_path):
+    export_hub(network, tmp_path)
+    assert f"    {command}" in (tmp_path / "README.md").read_text()

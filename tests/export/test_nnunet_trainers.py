@@ -6,12 +6,13 @@ import types
 import pytest
 import torch
 
-from ssl3d.export.nnunet import TRAINERS
+from ssl3d.export.nnunet import TRAINERS, build_network, export_nnunet
+from ssl3d.models.init import aliases
 from ssl3d.models.resenc import ResEncUNet
 
 
 @pytest.fixture
-def trainers(monkeypatch):
+def trainers(monkeypatch, tmp_path):
     """The module as nnU-Net loads it, on a stand-in for its trainer."""
 
     class Trainer:
@@ -19,6 +20,19 @@ def trainers(monkeypatch):
 
         def __init__(self, network):
             self.network = network
+            self.log = []
+            self.was_initialized = False
+
+        def initialize(self):
+            assert not self.was_initialized
+            self.was_initialized = True
+            self.epochs_when_initialised = self.num_epochs
+
+        def on_train_start(self):
+            self.log.append("started")
+
+        def print_to_log_file(self, text):
+            self.log.append(text)
 
     name = "nnunetv2.training.nnUNetTrainer.nnUNetTrainer"
     for i in range(1, 5):
@@ -26,6 +40,7 @@ def trainers(monkeypatch):
         monkeypatch.setitem(sys.modules, part, types.ModuleType(part))
     sys.modules[name].nnUNetTrainer = Trainer
     module = types.ModuleType("ssl3d_trainers")
+    module.__file__ = str(tmp_path / "trainers" / "ssl3d_trainers.py")
     exec(TRAINERS.read_text(), module.__dict__)
     return module
 
@@ -75,3 +90,25 @@ def test_more_warm_up_than_epochs_is_refused(trainers):
     trainer.num_epochs = 100
     with pytest.raises(ValueError, match="50 epochs with the encoder held and 50 of warm-up leave none of 100"):
         trainer.configure_optimizers()
+
+
+def test_a_trial_is_short_and_says_what_was_loaded(trainers, backbone, tmp_path):
+    export_nnunet(backbone, tmp_path)
+    network = build_network(backbone.spec().architecture, 1)
+    trainer = trainers.SSL3DTrial(network)
+    trainer.on_train_start()
+    assert trainer.epochs_when_initialised == trainer.num_epochs == 1 and trainer.num_iterations_per_epoch == 10
+    assert "SSL3DTrial: 0 of " in trainer.log[0] and trainer.log[0].endswith("and its configuration?")
+    network.load_state_dict(torch.load(tmp_path / "checkpoint.pth")["network_weights"])
+    with torch.no_grad():
+        network.decoder.seg_layers[0].weight += 1  # nnU-Net's own
+    trainer.on_train_start()
+    count = sum(".seg_layers." not in name for name in aliases(network))
+    file = tmp_path / "checkpoint.pth"
+    said = f"SSL3DTrial: {count} of {count} tensors of encoder and decoder are those of '{file}'"
+    assert trainer.log == [trainer.log[0], "started", said, "started"]
+    with torch.no_grad():
+        network.encoder.stem.convs[0].conv.weight += 1
+    assert f"{count - 1} of {count}" in trainers.compared(network.state_dict(), file)
+    file.unlink()
+    assert "there is no" in trainers.compared(network.state_dict(), file)

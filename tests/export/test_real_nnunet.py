@@ -98,12 +98,32 @@ def test_nnunet_starts_from_the_runs_weights(environment, tmp_path):
 
 @pytest.mark.acceptance
 @pytest.mark.timeout(2400)
+def test_a_trial_says_what_was_loaded_and_predicts(environment, tmp_path):
+    client = planned(environment, tmp_path / "nnunet", channels=2)
+    report = export_nnunet(randomise(ResEncUNet("S")), tmp_path / "out", plans=plans_of(client))
+    (line,) = (line for line in commands(tmp_path / "out", "nnUNetv2_train") if "-tr SSL3DTrial" in line)
+    found = commands(tmp_path / "out", "export nnUNet_extTrainer")[0]
+    log = client.run(f"{found} && {line} -device cpu", tmp_path / "out")
+    count = sum(tensor.part != "head" for tensor in report.tensors)
+    assert f"SSL3DTrial: {count} of {count} tensors" in log
+    images = tmp_path / "nnunet" / "raw" / DATASET / "imagesTs"
+    images.mkdir()
+    for channel in range(2):
+        image = images.parent / "imagesTr" / f"case_0_{channel:04d}.nii.gz"
+        (images / image.name).write_bytes(image.read_bytes())
+    line = commands(tmp_path / "out", "nnUNetv2_predict")[0]
+    client.run(f"{found} && {line} -tr SSL3DTrial -device cpu -npp 1 -nps 1", tmp_path / "out")
+    assert (tmp_path / "out" / "predictions" / "case_0.nii.gz").is_file()
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(2400)
 def test_two_channels_into_the_runs_own_large_network(environment, tmp_path):
     client = planned(environment, tmp_path / "nnunet", 2)
     backbone = randomise(ResEncUNet("L"))
     out = tmp_path / "out"
     report = export_nnunet(Source(backbone, provenance=PROVENANCE), out, plans=plans_of(client))
-    into_own_plans, _, into_whole_plans = commands(out, "nnUNetv2_train")
+    into_own_plans, *_, into_whole_plans = commands(out, "nnUNetv2_train")
     loaded = assert_trained(client, report, client.train(into_own_plans, out))
     assert_holds(loaded, out, report)
     stem = backbone.state_dict()[ResEncUNet.stem].repeat(1, 2, 1, 1, 1) / 2
@@ -157,8 +177,7 @@ def test_an_untrained_decoder_warms_up_while_the_encoder_is_held(environment, tm
     out = tmp_path / "out"
     source = Source(randomise(ResEncUNet("S")), trained_decoder=False)
     report = export_nnunet(source, out, plans=plans_of(client))
-    line = commands(out, "nnUNetv2_train")[1]
-    assert "-tr SSL3DEncoderFirst" in line
+    (line,) = (line for line in commands(out, "nnUNetv2_train") if "-tr SSL3DEncoderFirst" in line)
     loaded = assert_trained(client, report, client.train(line, out))
     after = torch.load(client.trained, weights_only=True)
     for name, value in loaded.items():
