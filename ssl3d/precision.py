@@ -39,7 +39,7 @@ def choose_precision(wanted: str, scales: Collection[int] = ()) -> str:
 
 def depths(objective: Objective) -> set[int]:
     """Voxels along the first axis at each scale of the backbone."""
-    return {objective.input_size[0] // stride[0] for stride in objective.backbone.strides}
+    return {size[0] // stride[0] for size in objective.seen_sizes for stride in objective.backbone.strides}
 
 
 @functools.cache

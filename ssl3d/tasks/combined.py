@@ -89,6 +89,11 @@ class Combined(PretextTask):
         self.register_load_state_dict_post_hook(forget_count)
 
     @property
+    def seen_sizes(self) -> frozenset[Size3]:
+        """Those of all tasks."""
+        return frozenset().union(*(part.seen_sizes for part in self.parts().values()))
+
+    @property
     def placed_size(self) -> Size3:
         """The largest that any task places."""
         return largest([part.placed_size for part in self.parts().values()])

@@ -23,7 +23,7 @@ from ssl3d.losses.sinkhorn import TargetKind, Targets
 from ssl3d.losses.standardised import standardised_rows
 from ssl3d.models.backbone import Backbone, TokenBackbone
 from ssl3d.models.prototypes import PrototypeHead
-from ssl3d.regions import RegionBatch, RegionSpec
+from ssl3d.regions import RegionBatch, RegionSpec, Size3
 from ssl3d.tasks.grey import grey
 from ssl3d.tasks.masking import as_size3, block_voxels
 from ssl3d.tasks.multi_crop import GLOBAL, MultiCrop
@@ -124,6 +124,11 @@ class DINO(FollowingTeacher, PretextTask):
         token = nn.Parameter(torch.zeros(backbone.embed_dim))
         nn.init.trunc_normal_(token, std=0.02)
         return TokenMask(share, ratio, backbone.patch_size), token
+
+    @property
+    def seen_sizes(self) -> frozenset[Size3]:
+        """Global and local crops."""
+        return frozenset({self.input_size, self.local_size})
 
     @property
     def exported(self) -> Backbone:

@@ -34,6 +34,11 @@ class Objective(nn.Module):
         return self.backbone
 
     @property
+    def seen_sizes(self) -> frozenset[Size3]:
+        """Voxels (D,H,W) of everything the backbone sees: the input, and what else a task cuts."""
+        return frozenset({self.input_size})
+
+    @property
     def placed_size(self) -> Size3:
         """Voxels (D,H,W) that are placed inside a volume when a region is drawn: the input, unless a task says more."""
         return self.input_size

@@ -17,6 +17,16 @@ def test_depths(tiny):
     assert precision.depths(objective(tiny)) == {8, 4}
 
 
+def test_every_size_that_a_task_cuts_counts():
+    """DINO's local crops, 16 slices deep, have two at the coarsest scale; its global crops have eight."""
+    recipe = config.load("dino_resenc_s", ["data.store=x", "task.local_size=[16,24,24]"])
+    dino = config.build_task(recipe, config.build_model(recipe))
+    assert dino.seen_sizes == {dino.input_size, (16, 24, 24)} and precision.FAULTY_DEPTH in precision.depths(dino)
+    recipe = config.load("combined_mae_local_contrast_resenc_s", ["data.store=x", "task.tasks.mae.patch_size=[16,48,48]"])
+    combined = config.build_task(recipe, config.build_model(recipe))
+    assert {size[0] for size in combined.seen_sizes} == {16, combined.tasks["places"].input_size[0]}
+
+
 def test_a_faulty_processor_falls_back_or_is_refused(tiny, monkeypatch):
     monkeypatch.setattr(precision.torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(precision.torch.cpu, "_is_avx512_bf16_supported", lambda: True)
