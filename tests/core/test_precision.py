@@ -22,7 +22,8 @@ def test_every_size_that_a_task_cuts_counts():
     recipe = config.load("dino_resenc_s", ["data.store=x", "task.local_size=[16,24,24]"])
     dino = config.build_task(recipe, config.build_model(recipe))
     assert dino.seen_sizes == {dino.input_size, (16, 24, 24)} and precision.FAULTY_DEPTH in precision.depths(dino)
-    recipe = config.load("combined_mae_local_contrast_resenc_s", ["data.store=x", "task.tasks.mae.patch_size=[16,48,48]"])
+    shallow = ["data.store=x", "task.tasks.mae.patch_size=[16,48,48]"]
+    recipe = config.load("combined_mae_local_contrast_resenc_s", shallow)
     combined = config.build_task(recipe, config.build_model(recipe))
     assert {size[0] for size in combined.seen_sizes} == {16, combined.tasks["places"].input_size[0]}
 
