@@ -5,7 +5,7 @@
 What is finished is kept, so the same call goes on. Runs lie in OUT/<data>/<method>_<network>_<seed>, evaluations by
 recipes/downstream/study_<study>.yaml in OUT/<study>/evaluation; `pages` copies what they found into
 docs/results/<study>, and puts all methods beside each other in docs/methods/comparison.md. A study is called as its
-data set; "beyond" holds further methods on the hippocampus, "longer" fine-tunes some of its runs for longer.
+data set; "beyond" holds further methods on the hippocampus, "matched" and "longer" fine-tune some of its runs again.
 Real scans lie in --real (env SSL3D_DATA, default ../shared/data).
 """
 

@@ -13,7 +13,8 @@ from ssl3d import config
 
 STEPS = 2_500
 RESENC, VIT = "resenc", "vit"
-DATA_OF = {"beyond": "hippocampus", "longer": "hippocampus"}  # of a study that is not called as its data
+# Of a study that is not called as its data.
+DATA_OF = {"beyond": "hippocampus", "matched": "hippocampus", "longer": "hippocampus"}
 CROP = (24, 32, 24)
 PATCH = {"hippocampus": CROP, "phantom": (32, 32, 32), "pathology": (32, 32, 32), "ct": (32, 32, 32)}
 SHARED = (
@@ -108,6 +109,7 @@ RUNS: dict[str, dict[tuple[str, str], int]] = {
         ("graph_matching", RESENC): 1, ("joint_clustering", RESENC): 1, ("cuts", RESENC): 1, ("synthesis", RESENC): 1,
         ("mae_local_contrast", RESENC): 1, ("distillation", RESENC): 1,
     },
+    "matched": {("position_mae", RESENC): 3, ("mae", RESENC): 3},
     "longer": {("position_mae", RESENC): 3},
     "phantom": {
         ("position_mae", RESENC): 1, ("mae", RESENC): 1, ("volume_fusion", RESENC): 1, ("mae", VIT): 1,

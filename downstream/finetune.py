@@ -41,9 +41,9 @@ class Training(Measure):
 
     `transfer`: which part of the pre-trained weights is loaded; the rest, and the head, start fresh and equal in every
     arm. `optim`: the schedule, and the grid of which each arm gets its best. `augment`: as in a recipe's task, or null.
-    `window`: voxels of an inference window (null: patch_size); one that holds a whole small volume saves many
-    overlapping ones. `score_at`: optimiser steps after which the test patients are scored too, for learning speed; it
-    changes nothing of the training.
+    `window`: voxels of an inference window (null: patch_size). A larger one saves time and can cost far more than
+    it saves: instance norm sees other statistics (docs/evaluation.md). `score_at`: optimiser steps after which the test
+    patients are scored too, for learning speed; it changes nothing of the training.
     """
 
     patch_size: Size3
