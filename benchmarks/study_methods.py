@@ -42,6 +42,8 @@ TABLES = (
     Compared("Phantom pathology, AUROC", ("pathology",), "auroc",
              (("probe", 4), ("probe", 16), ("neighbours", 16), ("finetune", 16))),
 )  # fmt: skip
+# Measures of a study that another one repeated, which counts: larger windows than were trained on mixed something in.
+INSTEAD = {("hippocampus", "finetune"): "matched"}
 WORDS = {"probe": "linear probe", "neighbours": "nearest neighbours", "finetune": "fine-tuned"}
 
 
@@ -50,22 +52,32 @@ def write_comparison(docs: Path) -> None:
     prices = {row["recipe"]: row[PRICE] for row in Kept.read(docs / "acceptance" / "learning.json").costs}
     parts = []
     for table in TABLES:
-        reports = {study: docs / "results" / study / "report.json" for study in table.studies}
-        found = {study: json.loads(file.read_text()) for study, file in reports.items() if file.exists()}
+        found = {study: read(docs, study) for study in table.studies if read(docs, study)}
         if found:
             parts += [f"## {table.title}", "\n".join(lines(table, found, prices))]
     insert(docs / "methods" / PAGE, "\n\n".join(parts), MAKER)
 
 
-def lines(table: Compared, reports: Mapping[str, Mapping[str, Any]], prices: Mapping[str, float]) -> Iterator[str]:
+def read(docs: Path, study: str) -> list[dict[str, Any]]:
+    """The points of a study's report, of the repeated measures those of the repetition; none where it was not run."""
+    file = docs / "results" / study / "report.json"
+    points = json.loads(file.read_text())["points"] if file.exists() else []
+    again = {measure: other for (name, measure), other in INSTEAD.items() if name == study}
+    own = [point for point in points if point["measure"] not in again]
+    return own + [p for measure, other in again.items() for p in read(docs, other) if p["measure"] == measure]
+
+
+def lines(
+    table: Compared, reports: Mapping[str, Sequence[Mapping[str, Any]]], prices: Mapping[str, float]
+) -> Iterator[str]:
     """A row a method and network of each study."""
     heads = [f"{WORDS[measure]}, {n} labelled" for measure, n in table.columns]
     yield "| " + " | ".join(["method", "network", "study", "runs", *heads, "a step beside MAE's"]) + " |"
     yield "|" + "---|" * (len(heads) + 5)
-    for study, report in reports.items():
+    for study, points in reports.items():
         for (method, network), runs in RUNS[study].items():
             recipe = METHODS[method, network].recipe
-            own = differences(report, table.metric, names(method, network, runs))
+            own = differences(points, table.metric, names(method, network, runs))
             cells = [shown(own.get(column)) for column in table.columns]
             measured = f"_{network}_" in recipe  # else it was measured on another network
             beside = f"{prices[recipe] / prices[METHODS['mae', network].recipe]:.1f}" if measured else "not measured"
@@ -86,11 +98,11 @@ def names(method: str, network: str, runs: int) -> Sequence[str]:
     return [task.rpartition(".")[2]] if runs >= 3 else [f"{method}_{network}_0"]
 
 
-def differences(report: Mapping[str, Any], metric: str, arms: Sequence[str]) -> dict[Cell, Mapping[str, Any]]:
+def differences(points: Sequence[Mapping[str, Any]], metric: str, arms: Sequence[str]) -> dict[Cell, Mapping[str, Any]]:
     """{(measure, labelled): difference to the arm without pre-training} of an arm."""
     return {
         (point["measure"], point["n_labelled"]): point["difference"]
-        for point in report["points"]
+        for point in points
         if point["arm"] in arms and point["metric"] == metric and point["difference"]
     }
 
