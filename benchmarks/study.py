@@ -40,13 +40,22 @@ def pretrain(arm: Arm, data: Data, out: Path) -> float:
 
 
 def pretrain_all(study: str, data: Data, out: Path, jobs: int) -> None:
-    """Every run of a study, `jobs` at a time; those that learn from another run come after it."""
+    """Every run of a study, `jobs` at a time; those that learn from another run come after it.
+
+    A run that fails is said at once, while the others go on. Raises RuntimeError naming those that failed.
+    """
+    failed = []
     taught = [arm for arm in arms(study) if METHODS[arm.method, arm.network].teacher]
     for wave in ([arm for arm in arms(study) if arm not in taught], taught):
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
             running = {pool.submit(pretrain, arm, data, out): arm for arm in wave}
             for future in as_completed(running):
-                print(f"{running[future].name} of {study}: {future.result():.0f} s", flush=True)
+                name, error = running[future].name, future.exception()
+                said = f"failed: {error}" if error else f"{future.result():.0f} s"
+                failed += [name] if error else []
+                print(f"{name} of {study}: {said}", flush=True)
+        if failed:
+            raise RuntimeError(f"{study}: {', '.join(failed)} failed, nothing is judged: what they say stands above")
 
 
 def judge(study: str, data: Data, out: Path, overrides: list[str]) -> None:
