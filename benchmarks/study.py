@@ -87,7 +87,8 @@ def main() -> int:
             judge(name, data, o.out, [f"workers={o.jobs}", *o.set])
         if o.only in (None, "pages"):
             write_pages(name, o.out, o.docs / "results")
-            write_comparison(o.docs)
+    if o.only in (None, "pages"):
+        write_comparison(o.docs)
     return 0
 
 

@@ -52,7 +52,7 @@ def write_comparison(docs: Path) -> None:
     prices = {row["recipe"]: row[PRICE] for row in Kept.read(docs / "acceptance" / "learning.json").costs}
     parts = []
     for table in TABLES:
-        found = {study: read(docs, study) for study in table.studies if read(docs, study)}
+        found = {study: points for study in table.studies if (points := read(docs, study))}
         if found:
             parts += [f"## {table.title}", "\n".join(lines(table, found, prices))]
     insert(docs / "methods" / PAGE, "\n\n".join(parts), MAKER)
@@ -94,8 +94,10 @@ def page(method: str) -> str:
 
 def names(method: str, network: str, runs: int) -> Sequence[str]:
     """What a report may call it: by its task where it pools three runs or more, else by the run."""
+    if runs < 3:
+        return [f"{method}_{network}_0"]
     task = str(config.load(METHODS[method, network].recipe, unset=["data.store"]).task["_target_"])
-    return [task.rpartition(".")[2]] if runs >= 3 else [f"{method}_{network}_0"]
+    return [task.rpartition(".")[2]]
 
 
 def differences(points: Sequence[Mapping[str, Any]], metric: str, arms: Sequence[str]) -> dict[Cell, Mapping[str, Any]]:

@@ -142,6 +142,7 @@ def _check_arms(suite: Suite, store: Store, context: Context, arms: Sequence[Arm
     """The networks fit the images and the patches."""
     channels = sorted({int(store.cell("channels", row)) for rows in context.rows.values() for row in rows})
     sizes = {f"measures.{name}.{key}": size for name, m in suite.measures.items() for key, size in m.sizes().items()}
+    shapes = store.column("shape")
     for arm in arms:
         backbone = arm.backbone(0)
         if channels != [backbone.in_channels]:
@@ -157,7 +158,6 @@ def _check_arms(suite: Suite, store: Store, context: Context, arms: Sequence[Arm
                 raise ValueError(f"{key}: {error}") from None
         for name, measure in suite.measures.items():
             if isinstance(measure, Training):  # its crops are drawn from volumes, and are not padded
-                key, shapes = f"measures.{name}.patch_size", store.column("shape")
+                key = f"measures.{name}.patch_size"
                 require_fit(measure.patch_size, shapes, backbone.total_stride, suite.store, key)
-        for name, measure in suite.measures.items():
             measure.refuse(arm, f"measures.{name}")

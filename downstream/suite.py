@@ -79,8 +79,6 @@ class Suite:
 def load_suite(source: str | Path | Mapping[str, Any], overrides: config.Overrides = ()) -> Suite:
     """Read, override and check a suite. Raises ConfigError (one sentence a fault) or FileNotFoundError."""
     values = config.read(source, SUITES, overrides, "suite")
-    if "task" in values and "measures" not in values:
-        raise ConfigError([f"{config.called(source)} is a recipe, which `ssl3d train` takes, and no suite"])
     values["measures"] = _measures(values.get("measures"))
     completed, faults = schema.check_fields(values, schema.parameters(Suite), "")
     faults = [_SPLIT_UNSET if fault.startswith("split is not set") else fault for fault in faults]

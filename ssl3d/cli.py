@@ -132,11 +132,10 @@ def _recipes(o: argparse.Namespace) -> int:
     if o.name:
         sys.stdout.write(config.find(o.name).read_text(encoding="utf-8"))
         return 0
-    for name in config.names():
-        sys.stdout.write(f"{name:40} {config.about(name)}".rstrip() + "\n")
-    sys.stdout.write("\nsuites, for `ssl3d evaluate --suite`:\n")
-    for name in config.suites():
-        sys.stdout.write(f"{name:40} {config.about(name)}".rstrip() + "\n")
+    for title, names in (("", config.names()), ("\nsuites, for `ssl3d evaluate --suite`:\n", config.suites())):
+        sys.stdout.write(title)
+        for name in names:
+            sys.stdout.write(f"{name:40} {config.about(name)}".rstrip() + "\n")
     return 0
 
 

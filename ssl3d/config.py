@@ -156,12 +156,17 @@ def read(
             loaded = OmegaConf.load(path)  # type: ignore[assignment]
         except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
             raise ConfigError([f"{name}: not readable as YAML: {' '.join(str(error).split())}"]) from None
-    return _container(override(_container(loaded, name, resolve=False), overrides), name)
+    values = override(_container(loaded, name, resolve=False), overrides)
+    _refuse_other_kind(values, "this mapping" if isinstance(source, Mapping) else f"'{name}'", kind)
+    return _container(values, name)
 
 
-def called(source: str | Path | Mapping[str, Any]) -> str:
-    """What a sentence calls it."""
-    return "this mapping" if isinstance(source, Mapping) else f"'{source}'"
+def _refuse_other_kind(values: Mapping[str, Any], called: str, kind: str) -> None:
+    """Raise ConfigError when a suite was given as a recipe, or a recipe as a suite."""
+    if kind == "recipe" and "measures" in values:
+        raise ConfigError([f"{called} is a suite, which `ssl3d evaluate RUN --suite` takes, and no recipe"])
+    if kind == "suite" and "task" in values and "measures" not in values:
+        raise ConfigError([f"{called} is a recipe, which `ssl3d train` takes, and no suite"])
 
 
 def _container(config: Any, name: str, resolve: bool = True) -> dict[str, Any]:
@@ -234,8 +239,6 @@ def load(source: str | Path | Mapping[str, Any], overrides: Overrides = (), unse
     `unset`: keys that may be missing (`ssl3d check` allows data.store). Raises ConfigError, FileNotFoundError.
     """
     values = read(source, overrides=overrides)
-    if "measures" in values:
-        raise ConfigError([f"{called(source)} is a suite, which `ssl3d evaluate RUN --suite` takes, and no recipe"])
     _suites_by_name(values)
     for key in unset:
         section, name = key.split(".")
