@@ -22,9 +22,7 @@ from downstream.three_factor import quantile
 
 Array = NDArray[np.float64]
 LEVEL = 0.95
-FEWEST = (
-    3  # of replicates and of patients: with two replicates the interval covers only 89 to 97 % (docs/statistics.md)
-)
+FEWEST = 3  # replicates, and patients: with two replicates the interval covers only 89 to 97 % (docs/statistics.md)
 FEWEST_RUNS = 3  # pre-training runs behind a sentence about a method; with fewer it is about a checkpoint
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -53,3 +54,24 @@ def test_every_study_has_its_suite(study: ModuleType, tmp_path: Path) -> None:
         suite = load_suite(f"study_{name}", [f"store={tmp_path}", f"split={tmp_path / 'split.json'}"])
         assert suite.name == f"study_{name}"
         assert {measure.seeds for measure in suite.measures.values()} == {5}
+
+
+def test_a_run_that_fails_is_said_while_others_go_on(
+    benchmark_module, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    study, began = benchmark_module("study"), []
+
+    def pretrain(arm, data, out) -> float:
+        began.append(arm.name)
+        if arm.method == "jepa":
+            raise ValueError("the loss became NaN")
+        return 1.0
+
+    monkeypatch.setattr(study, "ProcessPoolExecutor", lambda jobs, mp_context: ThreadPoolExecutor(jobs))
+    monkeypatch.setattr(study, "pretrain", pretrain)
+    with pytest.raises(RuntimeError, match=r"^beyond: jepa_vit_0 failed, nothing is judged"):
+        study.pretrain_all("beyond", None, tmp_path, 2)
+    said = capsys.readouterr().out.splitlines()
+    assert "jepa_vit_0 of beyond: failed: the loss became NaN" in said
+    assert "cuts_resenc_0 of beyond: 1 s" in said and len(said) == len(began) == len(study.arms("beyond")) - 1
+    assert "distillation_resenc_0" not in began, "learns from another run, so it comes after all of them"
