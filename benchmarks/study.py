@@ -4,8 +4,9 @@
 
 What is finished is kept, so the same call goes on. Runs lie in OUT/<data>/<method>_<network>_<seed>, evaluations by
 recipes/downstream/study_<study>.yaml in OUT/<study>/evaluation; `pages` copies what they found into
-docs/results/<study>, and puts all methods beside each other in docs/methods/comparison.md. A study is called as its
-data set; "beyond" holds further methods on the hippocampus, "matched" and "longer" fine-tune some of its runs again.
+docs/results/<study>, and puts all methods beside each other in docs/methods/comparison.md, and each on its own page.
+A study is called as its data set; "beyond" holds further methods on the hippocampus, "matched" and "longer" fine-tune
+some of its runs again.
 Real scans lie in --real (env SSL3D_DATA, default ../shared/data).
 """
 
@@ -22,8 +23,9 @@ from pathlib import Path
 import torch
 from learning_data import Data, prepare
 from study_arms import DATA_OF, METHODS, RUNS, Arm, arms, recipe
-from study_methods import write_comparison
+from study_methods import write_methods
 from study_pages import write_pages
+from study_pictures import draw_missing
 
 from downstream.evaluator import evaluate
 from ssl3d.train import train
@@ -88,7 +90,8 @@ def main() -> int:
         if o.only in (None, "pages"):
             write_pages(name, o.out, o.docs / "results")
     if o.only in (None, "pages"):
-        write_comparison(o.docs)
+        draw_missing(o.out, o.docs / "methods" / "pictures")
+        write_methods(o.docs)
     return 0
 
 

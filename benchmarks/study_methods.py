@@ -1,6 +1,7 @@
-"""All methods of the study beside each other: docs/methods/comparison.md, from docs/results/<study>/report.json.
+"""What the study says of every method, from docs/results/<study>/report.json, on the pages of docs/methods.
 
-Written by `benchmarks/study.py --only pages`; between its markers alone, what people wrote around them stays.
+All of them beside each other on comparison.md, and of each its own rows on its own page. Written by
+`benchmarks/study.py --only pages`; between its markers alone, what people wrote around them stays.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from study_arms import METHODS, RESENC, RUNS, VIT
 from ssl3d import config
 
 PAGE, MAKER = "comparison.md", "study: made by benchmarks/study.py"
+OWN = """## What it was worth in the study
+
+After 2,500 steps on the same patients as every other method. Differences to the same network without pre-training, with
+95 % intervals, bold where they lie above 0: [what the columns mean, and all methods](comparison.md)."""
 NETWORKS = {RESENC: "ResEnc", VIT: "ViT"}
 PRICE = "time of plain"  # of a step, as bench_tasks.py calls it
 PAGES = {entry.recipe: entry.page for entry in ENTRIES.values()}
@@ -47,15 +52,40 @@ INSTEAD = {("hippocampus", "finetune"): "matched"}
 WORDS = {"probe": "linear probe", "neighbours": "nearest neighbours", "finetune": "fine-tuned"}
 
 
-def write_comparison(docs: Path) -> None:
-    """Write the tables into docs/methods/comparison.md; a study that was not run has none."""
+def write_methods(docs: Path) -> None:
+    """Write the tables into docs/methods/comparison.md and the methods' pages; a study that was not run has none."""
+    methods = docs / "methods"
     prices = {row["recipe"]: row[PRICE] for row in Kept.read(docs / "acceptance" / "learning.json").costs}
-    parts = []
+    every, own = [], {}
     for table in TABLES:
         found = {study: points for study in table.studies if (points := read(docs, study))}
-        if found:
-            parts += [f"## {table.title}", "\n".join(lines(table, found, prices))]
-    insert(docs / "methods" / PAGE, "\n\n".join(parts), MAKER)
+        rows = [row for study, points in found.items() for row in rows_of(table, study, points, prices)]
+        if rows:
+            every += [f"## {table.title}", "\n".join([*head(table), *(line for _, line in rows)])]
+        for name in dict.fromkeys(name for name, _ in rows):
+            mine = [line for other, line in rows if other == name]
+            own.setdefault(page(name), []).append((f"{table.title}, `{name}`", "\n".join([*head(table), *mine])))
+    insert(methods / PAGE, "\n\n".join(every), MAKER)
+    for name, parts in own.items():
+        pictures = shown_pictures(methods, name)
+        insert(methods / f"{name}.md", "\n\n".join([OWN, *pictures, *(f"{a}:\n\n{b}" for a, b in parts)]), MAKER)
+
+
+def shown_pictures(methods: Path, page_name: str) -> list[str]:
+    """What was drawn of the runs of a page (benchmarks/study_pictures.py), as Markdown."""
+    found = []
+    for method, network in METHODS:
+        name = drawn(method, network)
+        if page(method) == page_name and (methods / "pictures" / f"{name}.png").exists():
+            what = f"{method} on a {NETWORKS[network]}, after 2,500 steps"
+            found.append(f"![what it sees and predicts: {what}, two samples](pictures/{name}.png)")
+            found.append(f"![its loss: {what}](pictures/{name}_curve.png)")
+    return found
+
+
+def drawn(method: str, network: str) -> str:
+    """How pictures of its first run are called."""
+    return f"{method}_{network}_study"
 
 
 def read(docs: Path, study: str) -> list[dict[str, Any]]:
@@ -67,24 +97,28 @@ def read(docs: Path, study: str) -> list[dict[str, Any]]:
     return own + [p for measure, other in again.items() for p in read(docs, other) if p["measure"] == measure]
 
 
-def lines(
-    table: Compared, reports: Mapping[str, Sequence[Mapping[str, Any]]], prices: Mapping[str, float]
-) -> Iterator[str]:
-    """A row a method and network of each study."""
+def head(table: Compared) -> tuple[str, str]:
+    """The two lines above the rows of a table."""
     heads = [f"{WORDS[measure]}, {n} labelled" for measure, n in table.columns]
-    yield "| " + " | ".join(["method", "network", "study", "runs", *heads, "a step beside MAE's"]) + " |"
-    yield "|" + "---|" * (len(heads) + 5)
-    for study, points in reports.items():
-        for (method, network), runs in RUNS[study].items():
-            recipe = METHODS[method, network].recipe
-            own = differences(points, table.metric, names(method, network, runs))
-            cells = [shown(own.get(column)) for column in table.columns]
-            measured = f"_{network}_" in recipe  # else it was measured on another network
-            beside = f"{prices[recipe] / prices[METHODS['mae', network].recipe]:.1f}" if measured else "not measured"
-            yield (
-                f"| [{method}]({page(method)}.md) | {NETWORKS[network]} | [{study}](../results/{study}/README.md) | "
-                f"{runs} | " + " | ".join(cells) + f" | {beside} |"
-            )
+    names = ["method", "network", "study", "runs", *heads, "a step beside MAE's"]
+    return "| " + " | ".join(names) + " |", "|" + "---|" * len(names)
+
+
+def rows_of(
+    table: Compared, study: str, points: Sequence[Mapping[str, Any]], prices: Mapping[str, float]
+) -> Iterator[tuple[str, str]]:
+    """A method's name with its row, for each method and network of a study."""
+    for (method, network), runs in RUNS[study].items():
+        recipe = METHODS[method, network].recipe
+        own = differences(points, table.metric, names(method, network, runs))
+        cells = [shown(own.get(column)) for column in table.columns]
+        measured = f"_{network}_" in recipe  # else it was measured on another network
+        beside = f"{prices[recipe] / prices[METHODS['mae', network].recipe]:.1f}" if measured else "not measured"
+        yield (
+            method,
+            f"| [{method}]({page(method)}.md) | {NETWORKS[network]} | [{study}](../results/{study}/README.md) | "
+            f"{runs} | " + " | ".join(cells) + f" | {beside} |",
+        )
 
 
 def page(method: str) -> str:
