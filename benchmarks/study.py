@@ -5,8 +5,8 @@
 What is finished is kept, so the same call goes on. Runs lie in OUT/<data>/<method>_<network>_<seed>, evaluations by
 recipes/downstream/study_<study>.yaml in OUT/<study>/evaluation; `pages` copies what they found into
 docs/results/<study>, and puts all methods beside each other in docs/methods/comparison.md, and each on its own page.
-A study is called as its data set; "beyond" holds further methods on the hippocampus, "matched" and "longer" fine-tune
-some of its runs again.
+A study is called as its data set; "beyond" and "onward" hold further methods on the hippocampus, "matched" and
+"longer" fine-tune some of its runs again.
 Real scans lie in --real (env SSL3D_DATA, default ../shared/data).
 """
 
@@ -47,7 +47,7 @@ def pretrain_all(study: str, data: Data, out: Path, jobs: int) -> None:
     A run that fails is said at once, while the others go on. Raises RuntimeError naming those that failed.
     """
     failed = []
-    taught = [arm for arm in arms(study) if METHODS[arm.method, arm.network].teacher]
+    taught = [arm for arm in arms(study) if METHODS[arm.method, arm.network].after]
     for wave in ([arm for arm in arms(study) if arm not in taught], taught):
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
             running = {pool.submit(pretrain, arm, data, out): arm for arm in wave}
@@ -83,6 +83,8 @@ def main() -> int:
     o = arguments()
     for name in o.data:
         data = prepare(DATA_OF.get(name, name), o.out / "data", Path(o.real))
+        for other in sorted({other for method in RUNS[name] for other in METHODS[method].beside}):
+            prepare(other, o.out / "data", Path(o.real))
         if o.only in (None, "train"):
             pretrain_all(name, data, o.out, o.jobs)
         if o.only in (None, "evaluate"):

@@ -14,7 +14,7 @@ from ssl3d import config
 STEPS = 2_500
 RESENC, VIT = "resenc", "vit"
 # Of a study that is not called as its data.
-DATA_OF = {"beyond": "hippocampus", "matched": "hippocampus", "longer": "hippocampus"}
+DATA_OF = dict.fromkeys(("beyond", "onward", "matched", "longer"), "hippocampus")
 CROP = (24, 32, 24)
 PATCH = {"hippocampus": CROP, "phantom": (32, 32, 32), "pathology": (32, 32, 32), "ct": (32, 32, 32)}
 SHARED = (
@@ -30,8 +30,8 @@ VIT_MODEL = "model={_target_: ssl3d.models.vit.ViT, size: tiny, in_channels: 1, 
 class Method:
     """A method on a network: its shipped recipe, what is overridden in it, and whether it has a patch_size to fit.
 
-    `reads`: it learns from the data set; else from what it makes itself. `teacher`: the run on the same data it
-    learns from.
+    `reads`: it learns from the data set; else from what it makes itself. `beside`: data sets it reads besides.
+    `teacher`, `init`: runs on the same data, which it learns from or goes on with.
     """
 
     recipe: str
@@ -39,6 +39,13 @@ class Method:
     patch: bool = True
     reads: bool = True
     teacher: str | None = None
+    init: str | None = None
+    beside: tuple[str, ...] = ()
+
+    @property
+    def after(self) -> str | None:
+        """The run that must be finished before this one begins."""
+        return self.teacher or self.init
 
 
 METHODS: dict[tuple[str, str], Method] = {
@@ -96,6 +103,20 @@ METHODS: dict[tuple[str, str], Method] = {
     ),
     # Half as wide as its teacher.
     ("distillation", RESENC): Method("distillation_resenc_s", ("optim.lr=1e-3",), teacher="position_mae_resenc_0"),
+    # MAE on the data set, from weights that have seen no scan, and distilled to them all the while.
+    ("continual_mae", RESENC): Method(
+        "continual_mae_resenc_s",
+        (
+            "task.tasks.mae.patch_size=[24, 32, 24]",
+            "task.tasks.mae.mask_block=4",
+            "task.tasks.keep.patch_size=[24, 32, 24]",
+            RATE,
+        ),
+        patch=False,
+        init="synthesis_resenc_0",
+    ),
+    # One network of four channels for MR and CT, each as often as the other.
+    ("multimodal_mae", RESENC): Method("multimodal_mae_resenc_s", ("task.mask_block=4",), beside=("ct",)),
 }  # fmt: skip
 
 # {study: {(method, network): pre-training runs}}; a study is called as its data set, or DATA_OF says which that is
@@ -108,6 +129,10 @@ RUNS: dict[str, dict[tuple[str, str], int]] = {
         ("position_mae", RESENC): 1, ("dino", RESENC): 1, ("dino", VIT): 1, ("jepa", VIT): 1, ("lejepa", RESENC): 1,
         ("graph_matching", RESENC): 1, ("joint_clustering", RESENC): 1, ("cuts", RESENC): 1, ("synthesis", RESENC): 1,
         ("mae_local_contrast", RESENC): 1, ("distillation", RESENC): 1,
+    },
+    "onward": {
+        ("synthesis", RESENC): 3, ("joint_clustering", RESENC): 3, ("position_mae", RESENC): 1,
+        ("continual_mae", RESENC): 1, ("multimodal_mae", RESENC): 1,
     },
     "matched": {("position_mae", RESENC): 3, ("mae", RESENC): 3},
     "longer": {("position_mae", RESENC): 3},
@@ -142,11 +167,17 @@ def arms(study: str) -> list[Arm]:
 
 
 def recipe(arm: Arm, data: Data, out: Path) -> config.Recipe:
-    """The completed recipe of a run, in out/<data>/<name>; it reads the pool of the split alone."""
+    """The completed recipe of a run, in out/<data>/<name>; of the data set it reads no patient that others need.
+
+    What is read beside it lies next to its store (learning_data.prepare).
+    """
     method, folder = METHODS[arm.method, arm.network], out / arm.data
     given = [*COMMON, *SHARED, f"run.seed={arm.seed}", f"run.dir={folder / arm.name}"]
-    given += [f"data.store={data.store}"] if method.reads else []
-    given += [f"data.include={data.split}"] if method.reads and data.only_pool else []
+    stores = [data.store, *(data.store.with_name(f"{name}.zarr") for name in method.beside)]
+    given += [f"data.store=[{','.join(str(store) for store in stores)}]"] if method.reads else []
+    if method.reads and data.only_pool:  # of several stores the pool of one cannot be all that is included
+        given += [f"data.{'exclude' if method.beside else 'include'}={data.split}"]
     given += [f"task.patch_size={list(PATCH[arm.data])}"] if method.patch else []
     given += [f"task.teacher.init={folder / method.teacher}"] if method.teacher else []
+    given += [f"model.init={folder / method.init}"] if method.init else []
     return config.load(method.recipe, [*given, *method.settings])

@@ -26,7 +26,10 @@ After 2,500 steps on the same patients as every other method. Differences to the
 95 % intervals, bold where they lie above 0: [what the columns mean, and all methods](comparison.md)."""
 NETWORKS = {RESENC: "ResEnc", VIT: "ViT"}
 PRICE = "time of plain"  # of a step, as bench_tasks.py calls it
-PAGES = {entry.recipe: entry.page for entry in ENTRIES.values()}
+PAGES = {entry.recipe: entry.page for entry in ENTRIES.values()} | {
+    "continual_mae_resenc_s": "distillation",
+    "multimodal_mae_resenc_s": "distillation",
+}
 Cell = tuple[str, int]  # a measure, and how many patients are labelled
 
 
@@ -41,7 +44,7 @@ class Compared:
 
 
 TABLES = (
-    Compared("Hippocampus, Dice", ("hippocampus", "beyond"), "dice",
+    Compared("Hippocampus, Dice", ("hippocampus", "beyond", "onward"), "dice",
              (("probe", 1), ("probe", 4), ("probe", 16), ("finetune", 4))),
     Compared("Phantom, Dice", ("phantom",), "dice", (("probe", 1), ("probe", 4), ("probe", 16), ("finetune", 4))),
     Compared("Phantom pathology, AUROC", ("pathology",), "auroc",
@@ -59,7 +62,7 @@ def write_methods(docs: Path) -> None:
     every, own = [], {}
     for table in TABLES:
         found = {study: points for study in table.studies if (points := read(docs, study))}
-        rows = [row for study, points in found.items() for row in rows_of(table, study, points, prices)]
+        rows = [row for study in found for row in rows_of(table, study, found, prices)]
         if rows:
             every += [f"## {table.title}", "\n".join([*head(table), *(line for _, line in rows)])]
         for name in dict.fromkeys(name for name, _ in rows):
@@ -105,12 +108,14 @@ def head(table: Compared) -> tuple[str, str]:
 
 
 def rows_of(
-    table: Compared, study: str, points: Sequence[Mapping[str, Any]], prices: Mapping[str, float]
+    table: Compared, study: str, reports: Mapping[str, Sequence[Mapping[str, Any]]], prices: Mapping[str, float]
 ) -> Iterator[tuple[str, str]]:
-    """A method's name with its row, for each method and network of a study."""
+    """A method's name with its row, for each method and network of a study of which no other has more runs."""
     for (method, network), runs in RUNS[study].items():
+        if runs < max(RUNS[other].get((method, network), 0) for other in reports):
+            continue
         recipe = METHODS[method, network].recipe
-        own = differences(points, table.metric, names(method, network, runs))
+        own = differences(reports[study], table.metric, names(method, network, runs))
         cells = [shown(own.get(column)) for column in table.columns]
         measured = f"_{network}_" in recipe  # else it was measured on another network
         beside = f"{prices[recipe] / prices[METHODS['mae', network].recipe]:.1f}" if measured else "not measured"

@@ -31,11 +31,13 @@ def test_every_run_can_begin(study: ModuleType, tmp_path: Path) -> None:
             assert recipe.run.steps == study.STEPS and recipe.run.seed == arm.seed, arm
             assert Path(recipe.run.dir) == tmp_path / kind / arm.name
             method = study.METHODS[arm.method, arm.network]
-            assert (recipe.data.include == str(data.split)) == method.reads, arm
-            if method.teacher is None:
+            guarded = recipe.data.exclude if method.beside else recipe.data.include
+            assert (guarded == str(data.split)) == method.reads, arm
+            assert len(recipe.data.store) == 1 + len(method.beside) or not method.reads
+            if method.after is None:
                 config.build_task(recipe, config.build_model(recipe))
             else:
-                assert method.teacher in {other.name for other in study.arms(name)}, "trained in the same study"
+                assert method.after in {other.name for other in study.arms(name)}, "trained in the same study"
 
 
 def test_the_pages_of_methods_say_what_the_reports_say(benchmark_module, tmp_path: Path) -> None:
