@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from downstream.coverage import simulate
 from downstream.crossing import BELOW, BEYOND, crossing, reach
-from downstream.jackknife import SetMetric, pseudo_values
+from downstream.jackknife import pseudo_values
 from downstream.permutation import holm, permutation_test
 from downstream.statistics import LEVEL, half_widths, p_value
-from downstream.volume_metrics import CLASSIFICATION, calibration_error
+from downstream.volume_metrics import CLASSIFICATION, calibration_gaps
 from ssl3d.seeding import numpy_generator
 
 Array = NDArray[np.float64]
@@ -120,10 +120,7 @@ def set_metric(
     """
     generator = numpy_generator(seed, "set metric", metric, replicates, patients, str(separation))
     truth = (np.arange(patients) % 2).astype(np.float64)
-    functions: Mapping[str, SetMetric] = CLASSIFICATION | {
-        "ece": lambda t, p: calibration_error(t, p, max(patients // 5, 1))
-    }
-    function = functions[metric]
+    function = CLASSIFICATION[metric]
     tables = np.empty((studies, 2, replicates, patients))
     values = np.empty((studies, 2, replicates))
     for i in range(studies):
@@ -136,8 +133,11 @@ def set_metric(
             for s in range(replicates):
                 positive = 1 / (1 + np.exp(-2 * logits[arm, s]))
                 prediction = np.stack([1 - positive, positive], 1)
-                found = pseudo_values(truth, prediction, np.arange(patients), function)
-                tables[i, arm, s] = [found[str(p)] for p in range(patients)]
+                if metric == "ece":
+                    tables[i, arm, s] = calibration_gaps(truth, prediction)
+                else:
+                    found = pseudo_values(truth, prediction, np.arange(patients), function)
+                    tables[i, arm, s] = [found[str(p)] for p in range(patients)]
                 values[i, arm, s] = function(truth, prediction)
     mean, half = half_widths(tables[:, 0] - tables[:, 1])
     single, width = half_widths(tables[:, 0])

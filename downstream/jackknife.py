@@ -5,11 +5,15 @@ P f(all) - (P - 1) f(all but p), P patients in all (Quenouille, Biometrika 43, 1
 its first-order bias removed (for AUROC exactly f), and they vary over patients as f would, so they enter the crossed
 model like any other score of a patient. For AUROC their variance is DeLong's (Biometrics 44, 1988) up to terms of
 order 1/P.
+
+The calibration error is a sum of absolute values over bins: without one patient edges move and signs turn, and such
+values would be no estimate of it (their mean could be -0.5). It is a mean over volumes once bins and signs are
+fixed, so each patient has his own part of that mean (the infinitesimal jackknife: Jaeckel, Bell Labs 1972).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -22,9 +26,7 @@ from downstream.volume_metrics import (
     PREDICTION,
     REGRESSION,
     TRUTH,
-    Units,
-    bins_for,
-    calibration_error,
+    calibration_gaps,
     units,
 )
 
@@ -48,6 +50,14 @@ def pseudo_values(truth: ArrayLike, prediction: ArrayLike, patients: ArrayLike, 
     return {str(name): float(value) for name, value in zip(names, values)}
 
 
+def parts_of_mean(values: ArrayLike, patients: ArrayLike) -> dict[str, float]:
+    """{patient: his part of the mean of values (N,)}: the sum of his own times patients / N."""
+    values = np.asarray(values, dtype=np.float64)
+    names, owner = np.unique(np.asarray(patients).astype(str), return_inverse=True)
+    sums = np.bincount(owner, weights=values, minlength=len(names))
+    return {str(name): float(part) for name, part in zip(names, sums * len(names) / len(values))}
+
+
 def pseudo_rows(results: pd.DataFrame, metrics: Collection[str] | None = None) -> pd.DataFrame:
     """Rows (COLUMNS) of each set-level metric, one a patient, from the prediction and truth rows of each training.
 
@@ -61,19 +71,14 @@ def pseudo_rows(results: pd.DataFrame, metrics: Collection[str] | None = None) -
     for values, cell in rows.groupby(keys, sort=False, dropna=False):
         about: dict[str, Any] = dict(zip(keys, values))
         found = units(cell)
-        functions = functions_of(found)
+        functions = REGRESSION if found.is_regression else CLASSIFICATION
         for name in functions if metrics is None else [name for name in functions if name in metrics]:
-            pseudo = pseudo_values(found.truth, found.prediction, found.patients, functions[name])
+            if name == "ece":
+                pseudo = parts_of_mean(calibration_gaps(found.truth, found.prediction), found.patients)
+            else:
+                pseudo = pseudo_values(found.truth, found.prediction, found.patients, functions[name])
             own = pd.DataFrame({"patient": list(pseudo), "value": list(pseudo.values())})
             tables.append(own.assign(**about, case=own["patient"], domain="", label="", metric=name))
     if not tables:
         return pd.DataFrame(columns=list(COLUMNS))
     return pd.concat(tables, ignore_index=True)[list(COLUMNS)]
-
-
-def functions_of(found: Units) -> Mapping[str, SetMetric]:
-    """The metrics of a set of volumes; the bins of the calibration error are those of the whole set throughout."""
-    if found.is_regression:
-        return REGRESSION
-    bins = bins_for(len(found.truth))
-    return CLASSIFICATION | {"ece": lambda truth, prediction: calibration_error(truth, prediction, bins)}

@@ -96,18 +96,23 @@ def brier(truth: Array, prediction: Array) -> float:
     return float(error.mean() / (2 if prediction.shape[1] == 2 else 1))
 
 
-def calibration_error(truth: Array, prediction: Array, bins: int | None = None) -> float:
+def calibration_error(truth: Array, prediction: Array) -> float:
     """Expected calibration error of the likeliest class: mean |accuracy - confidence| over bins, by their volumes.
 
     Adaptive bins (Nixon et al., CVPR workshops 2019): equally many volumes a bin, one bin for every 5 volumes and at
-    most 10 (or `bins`); equal confidences lie in one bin. With few volumes it is biased upwards, more with more bins.
+    most 10; equal confidences lie in one bin. With few volumes it is biased upwards, more with more bins.
     """
+    return float(calibration_gaps(truth, prediction).mean())
+
+
+def calibration_gaps(truth: Array, prediction: Array) -> Array:
+    """(N,): right or not less the confidence, with the sign of its sum over the bin: their mean is the error."""
     confidence, right = prediction.max(axis=1), prediction.argmax(axis=1) == truth
-    bins = bins or bins_for(len(truth))
+    bins = bins_for(len(truth))
     edges = np.quantile(confidence, np.arange(1, bins) / bins)
     place = np.searchsorted(edges, confidence, side="right")
-    gaps = np.bincount(place, weights=right - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(truth))
+    gap = right - confidence
+    return np.asarray(np.sign(np.bincount(place, weights=gap, minlength=bins))[place] * gap)
 
 
 def bins_for(volumes: int) -> int:

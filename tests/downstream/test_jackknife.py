@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from downstream.jackknife import pseudo_rows, pseudo_values
+from downstream.jackknife import parts_of_mean, pseudo_rows, pseudo_values
 from downstream.results import COLUMNS
-from downstream.volume_metrics import CLASSIFICATION
+from downstream.volume_metrics import CLASSIFICATION, calibration_error, calibration_gaps
 from ssl3d.seeding import numpy_generator
 
 
@@ -80,6 +80,27 @@ def test_rows_of_results():
     assert own["value"].mean() == pytest.approx(auroc(truth, prediction))
     assert set(pseudo_rows(_rows(), ["f1"])["metric"]) == {"f1"}
     assert pseudo_rows(_rows()[:0]).empty
+
+
+def test_a_patients_part_of_a_mean():
+    found = parts_of_mean([1.0, 2.0, 6.0], ["a", "a", "b"])
+    assert found == {"a": pytest.approx(2.0), "b": pytest.approx(4.0)} and np.mean(list(found.values())) == 3
+
+
+@pytest.mark.parametrize("spread", [0.3, 0.01, 0.0])
+def test_the_calibration_error_is_that_of_the_set_however_alike_probabilities_are(spread):
+    """Leaving patients out moves the edges of bins of such: the mean of pseudo-values was down to -0.45."""
+    generator = numpy_generator(0, "calibration")
+    truth = (np.arange(60) % 2).astype(float)
+    positive = 0.5 + spread * generator.uniform(-1, 1, 60)
+    prediction, patients = np.stack([1 - positive, positive], 1), [f"p{i:02d}" for i in range(60)]
+    found = parts_of_mean(calibration_gaps(truth, prediction), patients)
+    assert np.mean(list(found.values())) == pytest.approx(calibration_error(truth, prediction))
+    table = _rows((0,), 60)
+    table.loc[table["metric"] == "prediction", "value"] = prediction.ravel()
+    own = pseudo_rows(table, ["ece"])
+    assert own["value"].mean() == pytest.approx(calibration_error(truth, prediction))
+    assert own["value"].abs().max() <= 1
 
 
 def test_regression_has_metrics_of_its_own():

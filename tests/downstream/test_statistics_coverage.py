@@ -86,7 +86,9 @@ def test_labels_saved_in_full(replicates, amount):
 @pytest.mark.acceptance
 @pytest.mark.parametrize("patients", [20, 40])
 def test_pseudo_values_in_full(patients):
-    """A difference of AUROC between equally good arms, up to 0.90."""
+    """A difference of AUROC, or of the calibration error, between equally good arms, up to 0.90."""
     for level in ("0.75", "0.90"):
         found = coverage_tests.set_metric(1000, 5, patients, coverage_tests.SEPARATION[level], seed=1)
         assert found["difference"] >= 0.93, (patients, level, found)
+        found = coverage_tests.set_metric(1000, 5, patients, coverage_tests.SEPARATION[level], seed=1, metric="ece")
+        assert min(found.values()) >= 0.93, (patients, level, found)
