@@ -51,7 +51,7 @@ BASELINES = {"finetune": "scratch", "probe": "a random encoder"}  # the arm with
 
 @dataclass(frozen=True)
 class Metric:
-    """How a column of numbers is written and which direction is good."""
+    """How a column of numbers is written, which direction is good, and what guessing has (None: it depends)."""
 
     name: str
     unit: str
@@ -59,6 +59,7 @@ class Metric:
     decimals: int
     highest: float
     lowest: float = 0.0
+    guessing: float | None = None
 
     @property
     def limits(self) -> tuple[float, float]:
@@ -77,15 +78,15 @@ METRICS = {
     "nsd": Metric("NSD", "NSD", True, 2, 1.0),
     "hd95": Metric("HD95", "mm HD95", False, 1, math.inf),
     "assd": Metric("ASSD", "mm ASSD", False, 2, math.inf),
-    "auroc": Metric("AUROC", "AUROC", True, 2, 1.0),
+    "auroc": Metric("AUROC", "AUROC", True, 2, 1.0, guessing=0.5),
     "ap": Metric("average precision", "average precision", True, 2, 1.0),
     "f1": Metric("F1", "F1", True, 2, 1.0),
     "brier": Metric("Brier score", "Brier score", False, 2, 2.0),
     "ece": Metric("calibration error", "calibration error", False, 2, 1.0),
     "mae": Metric("mean absolute error", "mean absolute error", False, 2, math.inf),
     "rmse": Metric("root mean squared error", "root mean squared error", False, 2, math.inf),
-    "pearson": Metric("linear correlation", "linear correlation", True, 2, 1.0, -1.0),
-    "spearman": Metric("rank correlation", "rank correlation", True, 2, 1.0, -1.0),
+    "pearson": Metric("linear correlation", "linear correlation", True, 2, 1.0, -1.0, 0.0),
+    "spearman": Metric("rank correlation", "rank correlation", True, 2, 1.0, -1.0, 0.0),
 }
 
 

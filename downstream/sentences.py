@@ -161,6 +161,29 @@ def conclusion(points: Sequence[Point]) -> str:
     return f"{summary(points)} {joint}" if joint and lost else summary(points)
 
 
+def guessing(points: Sequence[Point]) -> str | None:
+    """Where no arm of a measure, scratch included, is distinguishable from guessing; None where the metric has no such.
+
+    There a comparison is no news of a method: none of them has learnt the target.
+    """
+    first, level = points[0], METRICS[points[0].metric].guessing
+    if level is None:
+        return None
+
+    def guessed(n: int) -> bool:
+        scores = [p.score for p in points if p.n_labelled == n]
+        return all(s.low is not None and s.high is not None and s.low <= level <= s.high for s in scores)
+
+    amounts = [n for n in dict.fromkeys(p.n_labelled for p in points) if guessed(n)]
+    measure = first.title or MEASURES.get(first.measure, first.measure)
+    return (
+        f"{measure}: {_where(amounts)} no arm, pre-trained or not, is distinguishable from guessing "
+        f"({METRICS[first.metric].name} {level:g}), so nothing can be said there about which learns more."
+        if amounts
+        else None
+    )
+
+
 def join(parts: Sequence[str]) -> str:
     """ "a", "a and b", "a, b and c"."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

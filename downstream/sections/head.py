@@ -17,8 +17,9 @@ def title(evaluation: Evaluation) -> str:
 
 
 def conclusions(view: View) -> list[str]:
-    """The main conclusion, a sentence a measure and arm; says so when nothing was compared."""
+    """The main conclusion, a sentence a measure and arm; says so when nothing was compared, or nothing was learnt."""
     found = [sentences.conclusion(group) for group in view.groups().values()]
+    found += [said for measure in view.measures if (said := sentences.guessing(view.select(measure)))]
     return found or ["Nothing was compared: no arm has a baseline beside it."]
 
 

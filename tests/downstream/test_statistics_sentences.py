@@ -9,6 +9,7 @@ from downstream.comparison import Point
 from downstream.permutation import Permutation
 from downstream.sentences import (
     conclusion,
+    guessing,
     joint_statement,
     number,
     p_in_words,
@@ -103,6 +104,21 @@ def test_summary_without_intervals():
         "Fine-tuning: whether this checkpoint (mae) differs from scratch cannot be said (only one training seed)."
     )
     assert summary([_point(1, 0.05, 0.03, 0.07), unknown]).endswith("Nothing can be said at 4 labelled patients.")
+
+
+def test_where_nothing_was_learnt_it_is_said():
+    def point(n, low, high, arm="mae", metric="auroc"):
+        score = _estimate(0.55, low, high, reason=None if low else "at the end of the scale")
+        return Point("finetune", metric, arm, "scratch", n, score, 5, 5)
+
+    two = [point(4, 0.45, 0.65), point(4, 0.42, 0.6, "scratch"), point(16, 0.51, 0.7), point(16, 0.4, 0.6, "scratch")]
+    assert guessing(two) == (
+        "Fine-tuning: at 4 labelled patients no arm, pre-trained or not, is distinguishable from guessing (AUROC 0.5), "
+        "so nothing can be said there about which learns more."
+    )
+    assert guessing(two[2:]) is None and guessing([point(4, None, None)]) is None
+    assert guessing([point(4, 0.45, 0.65, metric="dice")]) is None, "what guessing has depends on the data"
+    assert "rank correlation 0)" in guessing([point(4, -0.2, 0.3, metric="spearman")])
 
 
 def test_joint_statement():
