@@ -15,11 +15,11 @@ from typing import Any
 import pandas as pd
 
 from ssl3d import __version__
-from ssl3d.export.files import write_atomically, write_json, write_text
 from ssl3d.export.hub_card import model_card
 from ssl3d.export.report import ExportReport
 from ssl3d.export.safetensors import write_tensors
 from ssl3d.export.source import Source
+from ssl3d.files import write_atomically, write_json, write_text
 from ssl3d.models.backbone import Backbone
 
 SEEN, METRICS, RECIPE, RESULTS = "seen.parquet", "metrics.jsonl", "recipe.yaml", "results.csv"

@@ -17,11 +17,11 @@ from monai.networks.nets.swin_unetr import SwinUNETR as MonaiSwinUNETR
 from torch import nn
 
 from ssl3d import __version__
-from ssl3d.export.files import write_atomically, write_json, write_text
 from ssl3d.export.nnunet_adapt import fit
 from ssl3d.export.nnunet_plans import read_channels, read_classes
 from ssl3d.export.report import ExportReport
 from ssl3d.export.source import Source
+from ssl3d.files import write_atomically, write_json, write_text
 from ssl3d.models.backbone import Backbone
 from ssl3d.models.init import aliases, check_finite
 from ssl3d.models.segresnet import SegResNet

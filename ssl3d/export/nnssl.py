@@ -16,11 +16,11 @@ from torch import nn
 
 from ssl3d import __version__
 from ssl3d.export import nnunet_primus
-from ssl3d.export.files import write_atomically, write_json
 from ssl3d.export.nnunet import build_network, save_and_compare
 from ssl3d.export.nnunet_adapt import fill
 from ssl3d.export.report import ExportReport
 from ssl3d.export.source import Source
+from ssl3d.files import write_atomically, write_json
 from ssl3d.models.backbone import Backbone
 from ssl3d.models.init import aliases, check_finite
 from ssl3d.models.primus import Primus, PrimusV2

@@ -18,7 +18,6 @@ from torch import nn
 
 from ssl3d import __version__
 from ssl3d.export import nnunet_primus
-from ssl3d.export.files import write_atomically, write_json, write_text
 from ssl3d.export.nnunet_adapt import differences, fill, first_difference
 from ssl3d.export.nnunet_howto import TRAINER, how_to
 from ssl3d.export.nnunet_plans import (
@@ -33,6 +32,7 @@ from ssl3d.export.nnunet_plans import (
 )
 from ssl3d.export.report import ExportReport
 from ssl3d.export.source import Source
+from ssl3d.files import write_atomically, write_json, write_text
 from ssl3d.models.backbone import Backbone
 from ssl3d.models.init import aliases, check_finite
 from ssl3d.models.nnunet import import_op

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from ssl3d.export.files import write_atomically
 from ssl3d.export.report import ExportReport
 from ssl3d.export.source import Source
 from ssl3d.export.torch_export import compare, finish, prepare
+from ssl3d.files import write_atomically
 from ssl3d.models.backbone import Backbone
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssl3d.export.files import write_json, write_text
+from ssl3d.files import write_json, write_text
 from ssl3d.models.transfer import HTML_COLUMNS, TransferReport
 
 if TYPE_CHECKING:

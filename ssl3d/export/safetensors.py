@@ -6,9 +6,9 @@ import dataclasses
 from pathlib import Path
 
 from ssl3d import __version__
-from ssl3d.export.files import write_atomically, write_json
 from ssl3d.export.report import ExportReport
 from ssl3d.export.source import Source
+from ssl3d.files import write_atomically, write_json
 from ssl3d.models.backbone import Backbone
 from ssl3d.models.init import aliases, check_finite
 from ssl3d.models.transfer import Part, TensorOutcome

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from ssl3d.export import export
-from ssl3d.export.files import write_atomically
 from ssl3d.export.folder import FILES, REPORT
 from ssl3d.export.safetensors import export_safetensors
 from ssl3d.export.source import Source
@@ -115,17 +114,3 @@ def test_an_export_into_a_run_or_a_file_is_refused(run, tmp_path):
         with pytest.raises(ValueError, match=r"file' is a file; give a folder"):
             export(run, "nnunet", out)
     export(run, "nnunet", run / "export")
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file"
-    path.write_text("old")
-
-    def write(part):
-        part.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, write)
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
