@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from ssl3d.export import export
-from ssl3d.export.folder import FILES, REPORT
 from ssl3d.export.safetensors import export_safetensors
 from ssl3d.export.source import Source
 from ssl3d.models.backbone import BackboneSpec, build_backbone
@@ -89,11 +88,12 @@ def test_safetensors_leave_out_a_decoder_that_was_not_trained(backbone, tmp_path
 
 
 def test_only_what_an_export_wrote_is_overwritten(run, tmp_path):
-    out = tmp_path / "out"
-    for to in ("safetensors", "hub", "hub", "nnunet", "nnunet"):
-        export(run, to, out)
-    written = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
-    assert written <= {*FILES["safetensors"], *FILES["hub"], *FILES["nnunet"], *REPORT}
+    for to in ("safetensors", "hub", "nnunet"):
+        for _ in range(3):
+            report = export(run, to, tmp_path / to)
+        found = {path for path in (tmp_path / to).rglob("*") if path.is_file()}
+        assert found == {*report.files}
+        assert json.loads((tmp_path / to / "report.json").read_text())["files"] == report.written
     mine = tmp_path / "mine"
     mine.mkdir()
     for to, name in (("hub", "README.md"), ("nnunet", "report.html"), ("nnunet", "report.json")):
