@@ -40,7 +40,8 @@ from ssl3d.models.transfer import MINIMUM
 from ssl3d.seeding import mix
 
 Choice = Literal["own", "planned"]
-TRAINERS = Path(__file__).with_name("nnunet_trainers.py")
+TRAINERS, TRIAL = (Path(__file__).with_name(name) for name in ("nnunet_trainers.py", "nnunet_trial.py"))
+_BASE = "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as Trainer\n"  # a line of TRIAL
 
 
 def export_nnunet(
@@ -122,6 +123,7 @@ def _write(source: Source, ready: Ready, report: ExportReport, plans: Plans | No
     folder.write("checkpoint.pth", lambda path: save_and_compare(content, names, path))
     folder.write_json("architecture.json", ready.architecture)
     folder.write_json("plans_fragment.json", {CONFIGURATION: configured})
+    folder.write_text("trainers/ssl3d_trial.py", trial(ready.trainer))
     if ready.trainer == TRAINER:
         folder.write_text("trainers/ssl3d_trainers.py", TRAINERS.read_text(encoding="utf-8"))
     whole = plans_like_pretraining(source, configured, plans) if plans else None
@@ -135,6 +137,14 @@ def _write(source: Source, ready: Ready, report: ExportReport, plans: Plans | No
         kept = f"the old file is {backup.name}" if backup else "which it held already"
         report.notes.append(f"{plans.path.name}: configuration {CONFIGURATION} added, {kept}")
     report.write(folder)
+
+
+def trial(trainer: str) -> str:
+    """The text of TRIAL on top of a class of nnU-Net's, `trainer`: of a Primus, or the one of all U-Nets."""
+    text = TRIAL.read_text(encoding="utf-8")
+    assert _BASE in text, "the trial imports another trainer"
+    own = f"from {nnunet_primus.TRAINERS} import {trainer} as Trainer\n"
+    return text if trainer == TRAINER else text.replace(_BASE, own)
 
 
 def build_network(architecture: dict[str, Any], in_channels: int) -> nn.Module:

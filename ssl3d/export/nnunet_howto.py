@@ -135,7 +135,7 @@ def how_to(report: ExportReport, plans: Plans | None, trainer: str = TRAINER, wh
     other = _LIKE_PRETRAINING if whole else ""
     if plans is None:
         other = f" Exported with --plans,\n{PLANS_NAME}.json is written as well: whole plans that impose them."
-    own = _PRIMUS if trainer != TRAINER else _TRIAL + _WARMUP
+    own = _PRIMUS + _TRIAL if trainer != TRAINER else _TRIAL + _WARMUP
     text = _HEAD + (_PLANNED if plans else _UNPLANNED) + own + _CAVEAT.replace("{other}", other)
     return _wrapped(text.format(**words))
 

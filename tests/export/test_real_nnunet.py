@@ -15,7 +15,7 @@ from ssl3d.export.nnunet import export_nnunet
 from ssl3d.export.report import ExportReport
 from ssl3d.export.source import Source
 from ssl3d.models.init import aliases
-from ssl3d.models.primus import Primus
+from ssl3d.models.primus import Primus, PrimusV2
 from ssl3d.models.resenc import ResEncUNet
 from ssl3d.testing.backbone import randomise
 
@@ -98,13 +98,22 @@ def test_nnunet_starts_from_the_runs_weights(environment, tmp_path):
 
 @pytest.mark.acceptance
 @pytest.mark.timeout(2400)
-def test_a_trial_says_what_was_loaded_and_predicts(environment, tmp_path):
+@pytest.mark.parametrize(
+    "build",
+    [
+        pytest.param(lambda: ResEncUNet("S"), id="ResEncUNet"),
+        pytest.param(lambda: Primus("S", input_size=(16, 24, 32)), id="Primus"),
+        pytest.param(lambda: PrimusV2("S", input_size=(16, 24, 32)), id="PrimusV2"),
+    ],
+)
+def test_a_trial_says_what_was_loaded_and_predicts(environment, tmp_path, build):
     client = planned(environment, tmp_path / "nnunet", channels=2)
-    report = export_nnunet(randomise(ResEncUNet("S")), tmp_path / "out", plans=plans_of(client))
+    labels = client.preprocessed / "dataset.json"
+    report = export_nnunet(randomise(build()), tmp_path / "out", plans=plans_of(client), dataset_json=labels)
     (line,) = (line for line in commands(tmp_path / "out", "nnUNetv2_train") if "-tr SSL3DTrial" in line)
     found = commands(tmp_path / "out", "export nnUNet_extTrainer")[0]
     log = client.run(f"{found} && {line} -device cpu", tmp_path / "out")
-    count = sum(tensor.part != "head" for tensor in report.tensors)
+    count = sum(".seg_layers." not in tensor.name for tensor in report.tensors)  # of a Primus nnU-Net loads all
     assert f"SSL3DTrial: {count} of {count} tensors" in log
     images = tmp_path / "nnunet" / "raw" / DATASET / "imagesTs"
     images.mkdir()
