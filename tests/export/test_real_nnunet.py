@@ -198,7 +198,7 @@ def test_nnunets_primus_trainer_starts_from_a_primus(environment, tmp_path):
     out = tmp_path / "out"
     backbone = randomise(Primus("S", input_size=(16, 24, 32)))
     report = export_nnunet(backbone, out, plans=client.plans, dataset_json=client.preprocessed / "dataset.json")
-    (line,) = commands(out, "nnUNetv2_train")
+    line = commands(out, "nnUNetv2_train")[0]
     loaded = assert_trained(client, report, client.train(line, out))
     assert_holds(loaded, out, report)
     assert torch.equal(loaded["eva.blocks.3.attn.proj.weight"], backbone.state_dict()["eva.blocks.3.attn.proj.weight"])
