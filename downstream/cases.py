@@ -20,9 +20,10 @@ from downstream.comparison import patient_scores
 from downstream.context import Cell, Context
 from downstream.inference import read_image, read_whole
 from downstream.pictures import worth_a_look
-from downstream.results import MEAN_FOREGROUND, read_cell, write_atomic
+from downstream.results import MEAN_FOREGROUND, read_cell
 from downstream.scoring import read_picture
 from ssl3d.data.format import LABELS
+from ssl3d.files import write_bytes
 
 CASES = "cases"
 
@@ -63,7 +64,7 @@ def _write_case(context: Context, row: int, cells: Sequence[Cell], folder: Path)
         class_names=np.array(list(context.classes.values())),
     )
     path = folder / f"{case}.npz"
-    write_atomic(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
     return path
 
 

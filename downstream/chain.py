@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from downstream.evaluator import evaluate
-from downstream.results import write_atomic
 from downstream.splits import Split, draw_split, load_split
 from downstream.suite import load_suite
 from preprocessing import convert, datasets
@@ -23,6 +22,7 @@ from ssl3d.config import load
 from ssl3d.data.phantom import TARGETS_FILE, write_phantom
 from ssl3d.data.store import open_store
 from ssl3d.export import export
+from ssl3d.files import write_bytes, write_json
 from ssl3d.terminal import say
 from ssl3d.train import train
 
@@ -111,7 +111,7 @@ def _claim(out: Path, data: Path | None) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and holds no quickstart: choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(file, (json.dumps(started) + "\n").encode())
+    write_json(file, started, indent=None)
 
 
 def _raw(raw: Path, data: Path | None, variant: Variant) -> Path:
@@ -134,8 +134,8 @@ def _raw(raw: Path, data: Path | None, variant: Variant) -> Path:
             target.symlink_to(file.resolve())
     if not (raw / PATIENTS_FILE).exists():  # without one, every case is a patient of its own
         cases = [case.name for case in datasets.read_dataset(data).cases]
-        write_atomic(raw / PATIENTS_FILE, (json.dumps({case: [case] for case in cases}, indent=1) + "\n").encode())
-    write_atomic(raw / datasets.DATASET_FILE, (data / datasets.DATASET_FILE).read_bytes())
+        write_json(raw / PATIENTS_FILE, {case: [case] for case in cases}, indent=1)
+    write_bytes(raw / datasets.DATASET_FILE, (data / datasets.DATASET_FILE).read_bytes())
     return raw
 
 
@@ -186,8 +186,8 @@ def _pool(out: Path, raw: Path, split: Split) -> Path:
                 link.symlink_to(os.path.relpath(image.resolve(), link.parent.resolve()))
     description = datasets.read_description(raw / datasets.DATASET_FILE)
     kept = {key: value for key, value in description.items() if key not in ("training", "test", "labels")}
-    write_atomic(pool / PATIENTS_FILE, (json.dumps(grouped, indent=1) + "\n").encode())
-    write_atomic(pool / datasets.DATASET_FILE, (json.dumps(kept, indent=1) + "\n").encode())
+    write_json(pool / PATIENTS_FILE, grouped, indent=1)
+    write_json(pool / datasets.DATASET_FILE, kept, indent=1)
     return pool
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,7 @@ from downstream.methods import method_of
 from downstream.plan import best_choices, final_cells, search_cells
 from downstream.planning import describe_plan
 from downstream.report import write_report
-from downstream.results import read_cell, write_atomic, write_results
+from downstream.results import read_cell, write_results
 from downstream.scoring import done
 from downstream.setup import describe_data, prepare
 from downstream.splits import Split
@@ -34,6 +33,7 @@ from downstream.times import write_seconds
 from downstream.tracking import track
 from ssl3d.config import Overrides
 from ssl3d.environment import environment
+from ssl3d.files import write_json, write_text
 from ssl3d.terminal import Meter, progress, say
 
 SPLIT_FILE = "split.json"  # the patients, as the store calls them
@@ -115,12 +115,16 @@ def _evaluate(context: Context, split: Split, arms: list[Arm], warnings: list[st
     shutil.rmtree(out / WORK, ignore_errors=True)
     results = _results(context, split, [*search, *tests])
     write_results(results, out)
-    _write_json(out / "arms.json", {arm.name: arm.to_json() | _chosen(arm, choices) for arm in arms})
-    _write_json(out / "measures.json", {name: m.describe(context, arms) for name, m in suite.measures.items()})
-    _write_json(out / "environment.json", environment() | {"workers": workers, "threads": suite.threads})
-    _write_json(out / "warnings.json", warnings)
-    _write_json(out / "data.json", describe_data(context))
-    write_atomic(out / "suite.yaml", OmegaConf.to_yaml(OmegaConf.create(suite.to_dict())).encode())
+    described = {
+        "arms.json": {arm.name: arm.to_json() | _chosen(arm, choices) for arm in arms},
+        "measures.json": {name: m.describe(context, arms) for name, m in suite.measures.items()},
+        "environment.json": environment() | {"workers": workers, "threads": suite.threads},
+        "warnings.json": warnings,
+        "data.json": describe_data(context),
+    }
+    for name, content in described.items():
+        write_json(out / name, content, indent=1)
+    write_text(out / "suite.yaml", OmegaConf.to_yaml(OmegaConf.create(suite.to_dict())))
     write_cases(context, [c for c in tests if c.pictures], results)
     report = write_report(out)
     track(context, arms)
@@ -211,7 +215,3 @@ def _results(context: Context, split: Split, cells: Sequence[Cell]) -> pd.DataFr
         tables.append(read_cell(context.out, context.key(cell)).assign(**columns))
     table = pd.concat(tables, ignore_index=True)
     return table.assign(**{DOMAIN: table["patient"].map({p: split.domain_of(p) for p in set(table["patient"])})})
-
-
-def _write_json(path: Path, content: Any) -> None:
-    write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())

@@ -9,10 +9,7 @@ called as a user calls it, in folders below OUT/work, so that it may live in an 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,6 +24,7 @@ from downstream.context import Cell, Context
 from downstream.finetune import WORK
 from downstream.inference import read_classes, read_whole
 from downstream.measure import Measure, faults, positive
+from downstream.nnunet_client import Client, version
 from downstream.scoring import finish, keep_picture, score_case
 from ssl3d.export.nnunet import export_nnunet
 from ssl3d.export.nnunet_plans import CONFIGURATION, PARENT
@@ -80,7 +78,7 @@ class NnUNet(Measure):
     def settings(self) -> dict[str, Any]:
         """See Measure.settings; of the environment, nnU-Net's version counts."""
         values = {k: v for k, v in super().settings().items() if k not in ("environment", "loaders")}
-        return values | {"nnunetv2": version(self.environment)}
+        return values | {"nnunetv2": version(self._environment)}
 
     def sizes(self) -> dict[str, Size3]:
         """See Measure.sizes."""
@@ -94,7 +92,7 @@ class NnUNet(Measure):
 
     def refuse(self, arm: Arm, key: str) -> None:
         """See Measure.refuse."""
-        if version(self.environment) is None:
+        if version(self._environment) is None:
             where = self.environment or "the environment of ssl3d"
             raise ValueError(
                 f"{key}: nnU-Net is not installed in {where}: pip install 'ssl3d[nnunet]', or name the folder of an "
@@ -114,7 +112,7 @@ class NnUNet(Measure):
         """Plan and preprocess once, then train, predict and score cell by cell."""
         base = context.out / WORK / f"nnunet-{context.key(cells[0])}"
         shutil.rmtree(base, ignore_errors=True)  # left by a kill
-        client = Client(self, base.resolve())
+        client = Client(self._environment, base.resolve(), DATASET, self.loaders)
         write_dataset(context, cells[0], client.raw)
         client.call("nnUNetv2_plan_and_preprocess", "-d", str(NUMBER), "-pl", self.planner, "-c", PARENT,
                     "--verify_dataset_integrity", "-npfp", "1", "-np", "1")  # fmt: skip
@@ -122,69 +120,9 @@ class NnUNet(Measure):
             _run_cell(context, self, cell, client)
         shutil.rmtree(base)
 
-
-@dataclass(frozen=True)
-class Client:
-    """nnU-Net's commands with all of its folders below `base`."""
-
-    measure: NnUNet
-    base: Path
-
     @property
-    def raw(self) -> Path:
-        """The data set as nnU-Net is given it."""
-        return self.base / "raw" / DATASET
-
-    @property
-    def plans(self) -> Path:
-        """What nnU-Net planned."""
-        found = [p for p in (self.base / "preprocessed" / DATASET).glob("*Plans.json") if p.stem != "ssl3dPlans"]
-        assert len(found) == 1, found
-        return found[0]
-
-    def call(self, command: str, *arguments: str, **environment: str) -> None:
-        """Run a command. Raises ValueError with nnU-Net's last words and the file of all of them."""
-        folder = bin_folder(self.measure.environment)
-        env = {
-            **os.environ,
-            "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}",
-            "nnUNet_raw": str(self.base / "raw"),
-            "nnUNet_preprocessed": str(self.base / "preprocessed"),
-            "nnUNet_results": str(self.base / "results"),
-            "nnUNet_extTrainer": str(self.base / "trainer"),
-            "nnUNet_n_proc_DA": str(self.measure.loaders if command == "nnUNetv2_train" else 1),  # others refuse 0
-            "MPLBACKEND": "Agg",
-            **environment,
-        }
-        self.base.mkdir(parents=True, exist_ok=True)
-        log = self.base / f"{command}.log"
-        with log.open("w") as out:
-            done = subprocess.run(
-                [str(folder / command), *arguments], env=env, cwd=self.base, stdout=out, stderr=subprocess.STDOUT
-            )
-        if done.returncode < 0:
-            raise ValueError(f"{command} was killed by signal {-done.returncode}: 9 mostly means that memory ran out")
-        if done.returncode:
-            words = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-            told = [line for line in words if "Error" in line] or words or ["nothing"]
-            raise ValueError(f"{command} failed, and said: {told[-1]} (all of it is in {log})")
-
-
-def bin_folder(environment: str | None) -> Path:
-    """Where the commands of an environment lie."""
-    return Path(sys.executable).parent if environment is None else Path(environment).resolve() / "bin"
-
-
-@lru_cache(maxsize=8)
-def version(environment: str | None) -> str | None:
-    """The version of nnunetv2 in an environment, None where there is none."""
-    folder = bin_folder(environment)
-    python = folder / "python"
-    if not python.exists() or not (folder / "nnUNetv2_train").exists():
-        return None
-    code = "import importlib.metadata as m; print(m.version('nnunetv2'))"
-    done = subprocess.run([str(python), "-c", code], capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else None
+    def _environment(self) -> Path | None:
+        return None if self.environment is None else Path(self.environment)
 
 
 @lru_cache(maxsize=4)

@@ -11,7 +11,7 @@ from pathlib import Path
 from downstream.blocks import Chart, Html, Section, Table
 from downstream.drawing import pdf
 from downstream.latex import latex
-from downstream.results import write_atomic
+from ssl3d.files import write_bytes
 
 PAPER = "paper"
 
@@ -30,7 +30,7 @@ def write_paper(folder: Path, sections: Sequence[Section]) -> list[Path]:
             files = {"tex": latex(block).encode(), "csv": _csv(block)}
         for kind, content in files.items():
             path = folder / f"{block.name}.{kind}"
-            write_atomic(path, content)
+            write_bytes(path, content)
             written.append(path)
     return written
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +12,9 @@ from downstream.blocks import Section
 from downstream.evaluation import Evaluation, is_evaluation, load_evaluation
 from downstream.merging import merge_by_dataset
 from downstream.paper import write_paper
-from downstream.results import write_atomic
 from downstream.sections import of_evaluation, of_several, title, title_of_several
 from downstream.sections.view import View, view
+from ssl3d.files import write_json, write_text
 
 REPORT, CURVE, DATA = "report.html", "curve.png", "report.json"
 COMPARISON = "comparison"  # folder of a merged report, inside the first directory
@@ -66,8 +65,8 @@ def _write(evaluations: Sequence[Evaluation], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     drawing.save(_overview(views), folder / CURVE)
     write_paper(folder, sections)
-    write_atomic(folder / DATA, (json.dumps(_plain(_data(sections)), indent=1) + "\n").encode())
-    write_atomic(folder / REPORT, page.page(name, sections).encode())
+    write_json(folder / DATA, _plain(_data(sections)), indent=1)
+    write_text(folder / REPORT, page.page(name, sections))
     return folder / REPORT
 
 

@@ -16,12 +16,13 @@ volume, from which metrics of the whole set are computed (downstream.jackknife);
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from ssl3d.files import write_text
 
 COLUMNS = (
     "suite",
@@ -52,17 +53,9 @@ RESULTS_FILE = "results.csv"
 _TEXT = {"patient": str, "case": str, "label": str, "metric": str}
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file that is either absent, or complete: a killed evaluation leaves no half cell behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    temporary.replace(path)
-
-
 def write_csv(table: pd.DataFrame, path: Path) -> None:
     """A table as CSV, atomically; floats keep every digit, so that a resumed evaluation is equal to the bit."""
-    write_atomic(path, table.to_csv(index=False, lineterminator="\n").encode())
+    write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
 
 def write_cell(out: Path, key: str, rows: Iterable[dict[str, Any]]) -> None:

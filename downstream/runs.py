@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from downstream import drawing, page
 from downstream.blocks import Block, Chart, Html, Section, Table
-from downstream.results import write_atomic
+from ssl3d.files import write_text
 from ssl3d.log import METRICS_FILE, WARNING, read_metrics
 
 RECIPE_FILE, ENVIRONMENT_FILE = "recipe.yaml", "environment.json"
@@ -79,7 +79,7 @@ def write_page(trainings: Sequence[Training], folder: Path) -> Path:
         Section("Recipe and environment", texts),
     ]  # fmt: skip
     drawing.save(figure, folder / LOSS)
-    write_atomic(folder / REPORT, page.page(title, sections).encode())
+    write_text(folder / REPORT, page.page(title, sections))
     return folder / REPORT
 
 

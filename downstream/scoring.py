@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from downstream.context import Cell, Context
 from downstream.inference import read_reference, resample, to_labels
 from downstream.metrics import score
-from downstream.results import CELLS, is_finished, write_atomic, write_cell
+from downstream.results import CELLS, is_finished, write_cell
 from ssl3d.data.format import LABELS_ORIGINAL
+from ssl3d.files import write_bytes
 
 
 def score_case(context: Context, patient: str, row: int, probabilities: NDArray[np.floating]) -> list[dict[str, Any]]:
@@ -50,7 +51,7 @@ def keep_picture(context: Context, cell: Cell, row: int, probabilities: NDArray[
         labels = to_labels(probabilities, list(context.classes)).astype(np.int32)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, labels=labels)
-        write_atomic(picture_path(context, cell, row), buffer.getvalue())
+        write_bytes(picture_path(context, cell, row), buffer.getvalue())
 
 
 def read_picture(context: Context, cell: Cell, row: int) -> NDArray[np.int32]:

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from downstream.results import write_atomic
 from ssl3d.data.subjects import matching
+from ssl3d.files import write_json
 from ssl3d.seeding import numpy_generator
 
 FIELDS = ("pool", "validation", "test")
@@ -52,7 +52,7 @@ class Split:
         content: dict[str, Any] = {name: list(getattr(self, name)) for name in FIELDS}
         if self.domains:
             content["test"] = {name: list(own) for name, own in self.domains.items()}
-        write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+        write_json(path, content, indent=1)
 
 
 def load_split(path: Path) -> Split:

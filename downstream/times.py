@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from downstream.results import CELLS, write_atomic
+from downstream.results import CELLS
+from ssl3d.files import write_text
 
 
 def write_seconds(out: Path, key: str, seconds: float) -> None:
     """Note how long a finished cell took."""
-    write_atomic(out / CELLS / f"{key}.seconds", f"{seconds:.3f}\n".encode())
+    write_text(out / CELLS / f"{key}.seconds", f"{seconds:.3f}\n")
 
 
 def read_seconds(out: Path, key: str) -> float | None:

@@ -15,8 +15,8 @@ import pandas as pd
 
 from ssl3d import checkpoint
 from ssl3d.config import ConfigError
+from ssl3d.files import write_json
 from ssl3d.leaks import find_seen
-from ssl3d.log import write_json
 from ssl3d.models.backbone import Backbone
 from ssl3d.tasks.task import Objective
 

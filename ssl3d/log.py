@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl3d.files import write_atomically, write_text
+
 if TYPE_CHECKING:
     from ssl3d.fabric import Fabric
 
@@ -91,9 +93,7 @@ class MetricLog:
     def cut(self, step: int) -> None:
         """Keep no line that is later than `step`."""
         kept = [line for line in read_metrics(self.path) if line["step"] <= step]
-        part = self.path.with_suffix(".part")
-        part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        part.replace(self.path)
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -106,13 +106,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             except json.JSONDecodeError:
                 break
     return lines
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    part.replace(path)
 
 
 def save_preview(folder: Path, step: int, outputs: Mapping[str, Tensor]) -> Path | None:
@@ -136,9 +129,5 @@ def save_preview(folder: Path, step: int, outputs: Mapping[str, Tensor]) -> Path
         for i in range(rows):
             axes[i, j].imshow(pictures[i], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axes[i, j].set_axis_off()
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{step:08d}.png"
-    part = path.with_suffix(".part")
-    figure.savefig(part, dpi=110, format="png")
-    part.replace(path)
-    return path
+    return write_atomically(path, lambda part: figure.savefig(part, dpi=110, format="png"))

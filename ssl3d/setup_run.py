@@ -27,10 +27,10 @@ from ssl3d.data.subjects import matching
 from ssl3d.data.synthetic import Options, is_synthetic, open_source
 from ssl3d.environment import environment
 from ssl3d.fabric import Fabric
+from ssl3d.files import write_atomically, write_json, write_text
 from ssl3d.guard import Guarded, guard
 from ssl3d.initial import Initial
 from ssl3d.leaks import SEEN_FILE, seen_digest
-from ssl3d.log import write_json
 from ssl3d.recipe import DataConfig
 from ssl3d.seeding import mix
 from ssl3d.tasks.task import Objective
@@ -273,7 +273,7 @@ def refuse_other_volumes(folder: Path, seen_digest: str, data: RunData) -> None:
 
 def write_start(folder: Path, recipe: Recipe, data: RunData, fabric: Fabric) -> None:
     """recipe.yaml, environment.json, seen.parquet, normalisation.json, initial weights, before the first step."""
-    (folder / "recipe.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(recipe.to_dict())), encoding="utf-8")
+    write_text(folder / "recipe.yaml", OmegaConf.to_yaml(OmegaConf.create(recipe.to_dict())))
     for sentence in (*data.guarded.sentences, *data.words(), *recipe.warnings()):
         say(sentence)
     write_json(folder / "environment.json", {
@@ -283,6 +283,4 @@ def write_start(folder: Path, recipe: Recipe, data: RunData, fabric: Fabric) -> 
     write_json(folder / "normalisation.json", data.normalisation)
     if data.initial is not None:
         data.initial.write(folder)
-    part = folder / (SEEN_FILE + ".part")
-    data.seen.to_parquet(part, index=False)
-    part.replace(folder / SEEN_FILE)
+    write_atomically(folder / SEEN_FILE, lambda part: data.seen.to_parquet(part, index=False))

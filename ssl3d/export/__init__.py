@@ -41,7 +41,7 @@ def export(
     Returns what became of each tensor, and the files that were written; a run that wandb follows notes the export.
     The options are those of the target's own function (`export_nnunet`, ...); one that it has not is refused.
     `inflate`, `cast`, `trust` (and `minimum`) decide how a weights file of another program is read (ssl3d.weights).
-    `strict`: refuse what is not copied bit by bit. In `out` only files of an earlier export are overwritten.
+    `strict`: refuse what is not copied bit by bit. An earlier export to `to` in `out` is replaced; other files stay.
     Raises ValueError naming the option, file or tensor that cannot be; FileNotFoundError when there is no such run.
     """
     from ssl3d.checkpoint import is_foreign
@@ -72,9 +72,6 @@ def export(
     module = importlib.import_module(f"ssl3d.export.{to}")  # only now: torch and the networks take seconds to load
     write = getattr(module, f"export_{to}")
     report: ExportReport = write(source, Path(out), strict=strict, **options)
-    if source.imported is not None:
-        report.imported = source.imported
-        report.save(Path(out))
     log_export(run, report)
     return report
 

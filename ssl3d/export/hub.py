@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from ssl3d import __version__
-from ssl3d.export.files import write_atomically, write_json, write_text
+from ssl3d.export.folder import ExportFolder
 from ssl3d.export.hub_card import model_card
 from ssl3d.export.report import ExportReport
 from ssl3d.export.safetensors import write_tensors
@@ -34,7 +33,15 @@ def export_hub(source: Source | Backbone, out: Path, strict: bool = False) -> Ex
     `strict`: refuse a run whose decoder is fresh. Raises ValueError as the safetensors target.
     """
     source = Source(source) if isinstance(source, Backbone) else source
-    report = write_tensors(source, out, "hub folder", strict)
+    with ExportFolder(out, "hub") as folder:
+        report = write_tensors(source, folder, "hub folder", strict)
+        _write_shown(source, folder, report)
+        report.write(folder)
+    return report
+
+
+def _write_shown(source: Source, folder: ExportFolder, report: ExportReport) -> None:
+    """What a hub shows: the configuration, the recipe, the curve and the card."""
     recipe, losses, table = None, None, None
     counts: dict[str, int] = {}
     if source.run is not None:
@@ -46,18 +53,16 @@ def export_hub(source: Source | Backbone, out: Path, strict: bool = False) -> Ex
         report.notes.append("no run directory was given: the card has no recipe, curve and data counts")
     spec = dataclasses.asdict(source.backbone.spec())
     config = {"library_name": "ssl3d", "ssl3d": __version__, "backbone": spec, "provenance": report.provenance}
-    report.files.append(write_json(out / "config.json", config))
+    folder.write_json("config.json", config)
     if recipe is not None:
         from omegaconf import OmegaConf
 
-        report.files.append(write_text(out / RECIPE, OmegaConf.to_yaml(OmegaConf.create(recipe))))
+        folder.write_text(RECIPE, OmegaConf.to_yaml(OmegaConf.create(recipe)))
     if losses is not None:
-        report.files.append(write_atomically(out / "curve.png", lambda part: _draw(losses, part)))
+        folder.write("curve.png", lambda path: _draw(losses, path))
     if source.run is not None and table is None:
         report.notes.append("no evaluation of this run was found beside it: the card says so")
-    report.files.append(write_text(out / "README.md", model_card(source, report, recipe, losses, counts, table)))
-    report.write(out)
-    return report
+    folder.write_text("README.md", model_card(source, report, recipe, losses, counts, table))
 
 
 def publishable_recipe(path: Path) -> dict[str, Any] | None:
@@ -135,6 +140,4 @@ def _draw(losses: pd.DataFrame, path: Path) -> None:
     axes.plot(losses["step"], losses["loss"])
     axes.set(xlabel="step", ylabel="pretext loss")
     axes.spines[["top", "right"]].set_visible(False)
-    drawn = path.with_suffix(".png")
-    figure.savefig(drawn, dpi=120)
-    shutil.move(drawn, path)
+    figure.savefig(path, dpi=120, format="png")

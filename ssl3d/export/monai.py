@@ -17,7 +17,7 @@ from monai.networks.nets.swin_unetr import SwinUNETR as MonaiSwinUNETR
 from torch import nn
 
 from ssl3d import __version__
-from ssl3d.export.files import write_atomically, write_json, write_text
+from ssl3d.export.folder import ExportFolder
 from ssl3d.export.nnunet_adapt import fit
 from ssl3d.export.nnunet_plans import read_channels, read_classes
 from ssl3d.export.report import ExportReport
@@ -83,8 +83,8 @@ def export_monai(
     check_finite(backbone.state_dict(), "the run")
     definition = network_def(backbone, channels, classes)
     network = build(definition)
-    report = ExportReport(target="MONAI", tensors=_fill(network, source))
-    report.provenance = {"ssl3d": __version__, "in_channels": channels, "out_channels": classes, **source.provenance}
+    report = ExportReport.of(source, "MONAI", in_channels=channels, out_channels=classes)
+    report.tensors = _fill(network, source)
     if strict:
         report.refuse_inexact("--to monai")
     if not source.trained_decoder:
@@ -98,13 +98,12 @@ def export_monai(
         summary=report.summary(),
         shares=report.shares(),
     )
-    report.files = [
-        write_atomically(out / "models" / "model.pt", lambda part: torch.save(state, part)),
-        write_json(out / "configs" / "inference.json", inference(source, definition)),
-        write_json(out / "configs" / "metadata.json", _metadata(source, channels, classes)),
-        write_text(out / "docs" / "README.md", readme),
-    ]
-    report.write(out)
+    with ExportFolder(out, "monai") as folder:
+        folder.write("models/model.pt", lambda path: torch.save(state, path))
+        folder.write_json("configs/inference.json", inference(source, definition))
+        folder.write_json("configs/metadata.json", _metadata(source, channels, classes))
+        folder.write_text("docs/README.md", readme)
+        report.write(folder)
     return report
 
 

@@ -14,9 +14,8 @@ from typing import Any
 
 from torch import nn
 
-from ssl3d import __version__
 from ssl3d.export import nnunet_primus
-from ssl3d.export.files import write_atomically, write_json
+from ssl3d.export.folder import ExportFolder
 from ssl3d.export.nnunet import build_network, save_and_compare
 from ssl3d.export.nnunet_adapt import fill
 from ssl3d.export.report import ExportReport
@@ -66,8 +65,8 @@ def export_nnssl(source: Source | Backbone, out: Path, strict: bool = False) -> 
     source = Source(source) if isinstance(source, Backbone) else source
     check_finite(source.backbone.state_dict(), "the run")
     network = _network(source)
-    report = ExportReport(target="nnssl", tensors=network.tensors)
-    report.provenance = {"ssl3d": __version__, **source.provenance}
+    report = ExportReport.of(source, "nnssl")
+    report.tensors = network.tensors
     if strict:
         report.refuse_inexact("--to nnssl")
     plan = adaptation_plan(source, network)
@@ -85,12 +84,11 @@ def export_nnssl(source: Source | Backbone, out: Path, strict: bool = False) -> 
         "patch_size": plan["pretrain_patch_size"],
         "spacing": source.provenance.get("spacing"),
     }
-    report.files = [
-        write_atomically(out / "checkpoint_final.pth", lambda part: save_and_compare(content, names, part)),
-        write_json(out / "adaptation_plan.json", plan),
-        write_json(out / "config.json", config),
-    ]
-    report.write(out)
+    with ExportFolder(out, "nnssl") as folder:
+        folder.write("checkpoint_final.pth", lambda path: save_and_compare(content, names, path))
+        folder.write_json("adaptation_plan.json", plan)
+        folder.write_json("config.json", config)
+        report.write(folder)
     return report
 
 

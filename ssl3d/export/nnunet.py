@@ -16,9 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ssl3d import __version__
 from ssl3d.export import nnunet_primus
-from ssl3d.export.files import write_atomically, write_json, write_text
+from ssl3d.export.folder import ExportFolder
 from ssl3d.export.nnunet_adapt import differences, fill, first_difference
 from ssl3d.export.nnunet_howto import TRAINER, how_to
 from ssl3d.export.nnunet_plans import (
@@ -41,7 +40,8 @@ from ssl3d.models.transfer import MINIMUM
 from ssl3d.seeding import mix
 
 Choice = Literal["own", "planned"]
-TRAINERS = Path(__file__).with_name("nnunet_trainers.py")
+TRAINERS, TRIAL = (Path(__file__).with_name(name) for name in ("nnunet_trainers.py", "nnunet_trial.py"))
+_BASE = "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as Trainer\n"  # a line of TRIAL
 
 
 def export_nnunet(
@@ -75,8 +75,7 @@ def export_nnunet(
     channels = _channels(source.backbone, user_plans, dataset_json, in_channels)
     check_finite(source.backbone.state_dict(), "the run")
 
-    report = ExportReport(target="nnU-Net")
-    report.provenance = {"ssl3d": __version__, "in_channels": channels, **source.provenance}
+    report = ExportReport.of(source, "nnU-Net", in_channels=channels)
     if isinstance(source.backbone, Primus):
         ready = nnunet_primus.prepare(source, channels, user_plans, dataset_json, architecture)
         report.provenance["out_channels"] = ready.out_channels
@@ -86,7 +85,8 @@ def export_nnunet(
     if strict:
         report.refuse_inexact("--to nnunet")
     report.refuse_below(minimum, "--to nnunet")
-    _write(source, ready, report, user_plans, out)
+    with ExportFolder(out, "nnunet") as folder:
+        _write(source, ready, report, user_plans, folder)
     return report
 
 
@@ -115,29 +115,36 @@ def _prepare(source: Source, channels: int, plans: Plans | None, choice: Choice,
     return Ready(network, tensors, architecture, configured, [*notes, *_notes(source, plans, configured)])
 
 
-def _write(source: Source, ready: Ready, report: ExportReport, plans: Plans | None, out: Path) -> None:
-    """All files of an export, the user's plans last but for what names them."""
+def _write(source: Source, ready: Ready, report: ExportReport, plans: Plans | None, folder: ExportFolder) -> None:
+    """All files of an export, the user's plans last but for the report, which names their backup."""
     names, configured = aliases(ready.network), ready.configured
     state = dict(ready.network.state_dict())
     content = {"network_weights": state, "ssl3d": {**report.provenance, "architecture": ready.architecture}}
-    report.files = [
-        write_atomically(out / "checkpoint.pth", lambda part: save_and_compare(content, names, part)),
-        write_json(out / "architecture.json", ready.architecture),
-        write_json(out / "plans_fragment.json", {CONFIGURATION: configured}),
-    ]
+    folder.write("checkpoint.pth", lambda path: save_and_compare(content, names, path))
+    folder.write_json("architecture.json", ready.architecture)
+    folder.write_json("plans_fragment.json", {CONFIGURATION: configured})
+    folder.write_text("trainers/ssl3d_trial.py", trial(ready.trainer))
     if ready.trainer == TRAINER:
-        text = TRAINERS.read_text(encoding="utf-8")
-        report.files.append(write_text(out / "trainers" / "ssl3d_trainers.py", text))
+        folder.write_text("trainers/ssl3d_trainers.py", TRAINERS.read_text(encoding="utf-8"))
+    whole = plans_like_pretraining(source, configured, plans) if plans else None
+    if whole:
+        folder.write_json(f"{PLANS_NAME}.json", whole)
+    folder.write_text("HOW_TO.md", how_to(report, plans, ready.trainer, whole is not None))
     if plans:
-        whole = plans_like_pretraining(source, configured, plans)
-        if whole:
-            report.files.append(write_json(out / f"{PLANS_NAME}.json", whole))
+        folder.check()  # before the user's plans are touched
         backup = plans.add(configured)
-        report.files += [plans.path] if backup else []
+        report.changed = [plans.path] if backup else []
         kept = f"the old file is {backup.name}" if backup else "which it held already"
         report.notes.append(f"{plans.path.name}: configuration {CONFIGURATION} added, {kept}")
-    report.files.append(write_text(out / "HOW_TO.md", how_to(report, plans, ready.trainer)))
-    report.write(out)
+    report.write(folder)
+
+
+def trial(trainer: str) -> str:
+    """The text of TRIAL on top of a class of nnU-Net's, `trainer`: of a Primus, or the one of all U-Nets."""
+    text = TRIAL.read_text(encoding="utf-8")
+    assert _BASE in text, "the trial imports another trainer"
+    own = f"from {nnunet_primus.TRAINERS} import {trainer} as Trainer\n"
+    return text if trainer == TRAINER else text.replace(_BASE, own)
 
 
 def build_network(architecture: dict[str, Any], in_channels: int) -> nn.Module:

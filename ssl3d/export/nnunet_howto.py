@@ -102,8 +102,8 @@ For another data set that nnU-Net has fingerprinted, move them on before preproc
     nnUNetv2_move_plans_between_datasets -s {dataset} -t OTHER -sp {name} -tp {name}"""
 
 
-def how_to(report: ExportReport, plans: Plans | None, trainer: str = TRAINER) -> str:
-    """The text of HOW_TO.md; `trainer`: the class of nnU-Net's that builds this network."""
+def how_to(report: ExportReport, plans: Plans | None, trainer: str = TRAINER, whole: bool = False) -> str:
+    """The text of HOW_TO.md; `trainer`: nnU-Net's class that builds this network; `whole`: ssl3dPlans are beside it."""
     fresh = [t for t in report.tensors if t.outcome == "fresh" and t.part != "head"]
     decoder = fresh and all(t.part == "decoder" for t in fresh)
     untrained = bool(fresh) and not any(t.filled for t in report.tensors if t.part == "decoder")
@@ -132,11 +132,10 @@ def how_to(report: ExportReport, plans: Plans | None, trainer: str = TRAINER) ->
         else "Trained weights may be hurt by the first steps of a high learning rate.",
         "warmup": "SSL3DEncoderFirst" if untrained else "SSL3DWarmup",
     }
-    written = any(path.name == f"{PLANS_NAME}.json" for path in report.files)
-    other = _LIKE_PRETRAINING if written else ""
+    other = _LIKE_PRETRAINING if whole else ""
     if plans is None:
         other = f" Exported with --plans,\n{PLANS_NAME}.json is written as well: whole plans that impose them."
-    own = _PRIMUS if trainer != TRAINER else _TRIAL + _WARMUP
+    own = _PRIMUS + _TRIAL if trainer != TRAINER else _TRIAL + _WARMUP
     text = _HEAD + (_PLANNED if plans else _UNPLANNED) + own + _CAVEAT.replace("{other}", other)
     return _wrapped(text.format(**words))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,14 +11,15 @@ from typing import Any
 
 from torch import nn
 
-from ssl3d.export.files import keep_backup, read_json, write_json
 from ssl3d.export.source import Source
+from ssl3d.files import write_json
 from ssl3d.models.transfer import TensorOutcome
 from ssl3d.regions import Size3
 
 PARENT = "3d_fullres"
 CONFIGURATION = "3d_fullres_ssl3d"
 PLANS_NAME = "ssl3dPlans"
+_NEAR = 8  # names that a sentence lists
 
 
 @dataclass
@@ -94,7 +96,7 @@ class Plans:
         if content == self.content:
             return None
         backup = keep_backup(self.path)
-        write_json(self.path, content)
+        write_json(self.path, content, indent=4)  # as nnU-Net writes them
         return backup
 
 
@@ -185,3 +187,42 @@ def plans_like_pretraining(source: Source, configured: dict[str, Any], plans: Pl
                 mean=w["mean"], std=w["std"], percentile_00_5=w["low"], percentile_99_5=w["high"]
             )
     return content
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """A JSON object. Raises FileNotFoundError, or ValueError saying that `path` is not `what`."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file '{path}'{_near(path)}; give {what}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise ValueError(f"'{path}' is not readable as JSON ({error}); give {what}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"'{path}' holds a JSON {type(content).__name__}, not an object; give {what}")
+    return content
+
+
+def _near(path: Path) -> str:
+    """What may have been meant with nnU-Net's file `path`, which is not there: half a sentence, or nothing."""
+    if path.is_absolute() and path.parts[1].startswith("Dataset"):  # "$nnUNet_preprocessed/Dataset..."
+        return " (is nnUNet_preprocessed set in this terminal?)"
+    folder = next((parent for parent in path.parents if parent.is_dir()), None)
+    if folder is None:
+        return ""
+    found = folder.glob("*Plans*.json" if folder == path.parent else "Dataset*")
+    names = sorted(one.name for one in found if not any(s.startswith(".bak") for s in one.suffixes))
+    more = ", ..." if len(names) > _NEAR else ""
+    return f"; '{folder}' holds {', '.join(names[:_NEAR])}{more}" if names else ""
+
+
+def keep_backup(path: Path) -> Path:
+    """Copy `path` beside itself as <stem>.bak<suffix>, .bak2, .bak3, ...: the first name that is free."""
+    number = 1
+    while True:
+        backup = path.with_name(f"{path.stem}.bak{number if number > 1 else ''}{path.suffix}")
+        try:
+            with backup.open("xb") as file:  # 'x': an older backup is never overwritten
+                file.write(path.read_bytes())
+            return backup
+        except FileExistsError:
+            number += 1

@@ -26,6 +26,7 @@ from ssl3d.seeding import mix
 PATCH = (8, 8, 8)
 POSITIONS = "eva.pos_embed"
 SIZES_BUILT = ("S", "B", "M", "L")
+TRAINERS = "nnunetv2.training.nnUNetTrainer.primus.primus_trainers"  # where nnU-Net has them
 
 
 def prepare(source: Source, channels: int, plans: Plans | None, dataset_json: Path | None, architecture: str) -> Ready:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ssl3d.export.files import write_atomically
+from ssl3d.export.folder import ExportFolder
 from ssl3d.export.report import ExportReport
 from ssl3d.export.source import Source
 from ssl3d.export.torch_export import compare, finish, prepare
@@ -44,9 +44,10 @@ def export_onnx(source: Source | Backbone, out: Path, strict: bool = False) -> E
                 external_data=False, verbose=False,
             )  # fmt: skip
 
-    path = write_atomically(out / "encoder.onnx", write)
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    found = [torch.from_numpy(value) for value in session.run(names, {"image": image.numpy()})]
-    report.notes.append(compare(encoder, image, found, "ONNX Runtime"))
-    finish(report, source, path, image, out)
+    with ExportFolder(out, "onnx") as folder:
+        path = folder.write("encoder.onnx", write)
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        found = [torch.from_numpy(value) for value in session.run(names, {"image": image.numpy()})]
+        report.notes.append(compare(encoder, image, found, "ONNX Runtime"))
+        finish(report, source, image, folder)
     return report

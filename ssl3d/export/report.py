@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssl3d.export.files import write_json, write_text
+from ssl3d import __version__
+from ssl3d.export.folder import PAGE, REPORT, ExportFolder
 from ssl3d.models.transfer import HTML_COLUMNS, TransferReport
 
 if TYPE_CHECKING:
+    from ssl3d.export.source import Source
     from ssl3d.weights import ImportReport
 
 _LISTED = 8  # adapted tensors that the terminal names
@@ -18,16 +20,32 @@ _LISTED = 8  # adapted tensors that the terminal names
 
 @dataclass
 class ExportReport(TransferReport):
-    """A TransferReport with the files written (`files`), what the user should know (`notes`) and the `provenance`.
+    """A TransferReport with what the user should know (`notes`) and the `provenance`.
 
-    `imported`: of the transfer before it, where the weights come from another program.
+    `target`: the program in words; `to`: as a key of TARGETS. `written`: names of files below the folder `out`;
+    `changed`: files elsewhere, such as the user's plans. `imported`: of the transfer before it, where the weights come
+    from another program.
     """
 
     target: str = ""
-    files: list[Path] = field(default_factory=list)
+    to: str = ""
+    out: Path = Path()
+    written: list[str] = field(default_factory=list)
+    changed: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
     imported: ImportReport | None = None
+
+    @classmethod
+    def of(cls, source: Source, target: str, **provenance: Any) -> ExportReport:
+        """The report of an export that begins, with the source's provenance and `provenance` of its own."""
+        known = {"ssl3d": __version__, **provenance, **source.provenance}
+        return cls(target=target, provenance=known, imported=source.imported)
+
+    @property
+    def files(self) -> list[Path]:
+        """The files written."""
+        return [self.out / name for name in self.written]
 
     def text(self) -> str:
         """A few plain lines for the terminal."""
@@ -37,7 +55,7 @@ class ExportReport(TransferReport):
         more = len(self.names("adapted")) - _LISTED
         lines += [f"  and {more} more (report.json)"] if more > 0 else []
         lines += [f"  {n}" for n in self.notes]
-        lines += [f"wrote {path}" for path in self.files]
+        lines += [f"wrote {path}" for path in (*self.files, *self.changed)]
         return "\n".join(lines)
 
     def when(self) -> str:
@@ -46,25 +64,22 @@ class ExportReport(TransferReport):
         return "" if step is None else f", of step {step}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types, for report.json; files by name, so that the folder can be moved and shared."""
+        """Plain types, for report.json; files by their names in the folder, which can be moved and shared."""
         return {
             "target": self.target,
-            "files": [path.name for path in self.files],
+            "to": self.to,
+            "files": self.written,
             "notes": self.notes,
             "provenance": self.provenance,
             **super().to_dict(),
             **({} if self.imported is None else {"imported": self.imported.to_dict()}),
         }
 
-    def write(self, out: Path) -> None:
-        """report.json and report.html in `out`, last of all, as they name every file written."""
-        self.files += [out / "report.json", out / "report.html"]
-        self.save(out)
-
-    def save(self, out: Path) -> None:
-        """Both again, when something was added to the report."""
-        write_json(out / "report.json", self.to_dict())
-        write_text(out / "report.html", self._page())
+    def write(self, folder: ExportFolder) -> None:
+        """report.json and report.html, last of all, as they name every file of the folder."""
+        self.to, self.out, self.written = folder.to, folder.out, [*folder.names, REPORT, PAGE]
+        folder.write_json(REPORT, self.to_dict())
+        folder.write_text(PAGE, self._page())
 
     def _page(self) -> str:
         """The transfer as a row, the notes, and a table of all tensors."""

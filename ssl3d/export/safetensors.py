@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from ssl3d import __version__
-from ssl3d.export.files import write_atomically, write_json
+from ssl3d.export.folder import ExportFolder
 from ssl3d.export.report import ExportReport
 from ssl3d.export.source import Source
 from ssl3d.models.backbone import Backbone
@@ -22,12 +21,13 @@ def export_safetensors(source: Source | Backbone, out: Path, strict: bool = Fals
     out, and when the safetensors library is missing.
     """
     source = Source(source) if isinstance(source, Backbone) else source
-    report = write_tensors(source, out, "safetensors", strict)
-    report.write(out)
+    with ExportFolder(out, "safetensors") as folder:
+        report = write_tensors(source, folder, "safetensors", strict)
+        report.write(folder)
     return report
 
 
-def write_tensors(source: Source, out: Path, target: str, strict: bool) -> ExportReport:
+def write_tensors(source: Source, folder: ExportFolder, target: str, strict: bool) -> ExportReport:
     """model.safetensors and model.json; the report is not written yet."""
     try:
         from safetensors.torch import save_file
@@ -37,7 +37,7 @@ def write_tensors(source: Source, out: Path, target: str, strict: bool) -> Expor
     state = backbone.state_dict()
     check_finite(state, "the run")
     encoder = backbone.encoder_parameter_names()
-    report = ExportReport(target=target, provenance={"ssl3d": __version__, **source.provenance})
+    report = ExportReport.of(source, target)
     tensors = {}
     for name in aliases(backbone):
         shape = tuple(state[name].shape)
@@ -55,8 +55,6 @@ def write_tensors(source: Source, out: Path, target: str, strict: bool) -> Expor
         "tensors": {name: list(value.shape) for name, value in tensors.items()},
         "provenance": report.provenance,
     }
-    report.files = [
-        write_atomically(out / "model.safetensors", lambda part: save_file(tensors, part, {"format": "pt"})),
-        write_json(out / "model.json", content),
-    ]
+    folder.write("model.safetensors", lambda path: save_file(tensors, path, {"format": "pt"}))
+    folder.write_json("model.json", content)
     return report

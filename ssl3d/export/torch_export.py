@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ssl3d import __version__
-from ssl3d.export.files import write_atomically, write_json
+from ssl3d.export.folder import ExportFolder
 from ssl3d.export.report import ExportReport
 from ssl3d.export.source import Source
 from ssl3d.models.backbone import Backbone
@@ -50,11 +49,11 @@ def export_torch_export(source: Source | Backbone, out: Path, strict: bool = Fal
         with part.open("wb") as file:  # by its name torch.export would want .pt2
             torch.export.save(program, file)
 
-    path = write_atomically(out / "encoder.pt2", write)
-    with path.open("rb") as file, torch.no_grad():
-        found = torch.export.load(file).module()(image)
-    report.notes.append(compare(encoder, image, list(found), "the graph"))
-    finish(report, source, path, image, out)
+    with ExportFolder(out, "torch_export") as folder:
+        with folder.write("encoder.pt2", write).open("rb") as file, torch.no_grad():
+            found = torch.export.load(file).module()(image)
+        report.notes.append(compare(encoder, image, list(found), "the graph"))
+        finish(report, source, image, folder)
     return report
 
 
@@ -63,7 +62,7 @@ def prepare(source: Source, target: str) -> tuple[ExportReport, Encoder, Tensor]
     backbone = source.backbone.eval()
     check_finite(backbone.state_dict(), "the run")
     names, state = backbone.encoder_parameter_names(), backbone.state_dict()
-    report = ExportReport(target=target, provenance={"ssl3d": __version__, **source.provenance})
+    report = ExportReport.of(source, target)
     for name in aliases(backbone):
         shape = tuple(state[name].shape)
         if name in names:
@@ -90,7 +89,7 @@ def compare(encoder: Encoder, image: Tensor, found: Sequence[Tensor], what: str)
     return f"{what} was run again on noise: its features differ from the network's by {worst:.2g} at most"
 
 
-def finish(report: ExportReport, source: Source, path: Path, image: Tensor, out: Path) -> None:
+def finish(report: ExportReport, source: Source, image: Tensor, folder: ExportFolder) -> None:
     """encoder.json beside the graph, and the report."""
     backbone = source.backbone
     content = {
@@ -101,8 +100,8 @@ def finish(report: ExportReport, source: Source, path: Path, image: Tensor, out:
         ],
         "provenance": report.provenance,
     }
-    report.files += [path, write_json(out / "encoder.json", content)]
-    report.write(out)
+    folder.write_json("encoder.json", content)
+    report.write(folder)
 
 
 def _size(source: Source) -> Size3:

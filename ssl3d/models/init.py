@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -45,41 +45,73 @@ def load_weights(
     Raises ValueError naming the tensor: missing (strict), another shape, NaN or Inf, names of one tensor that differ.
     """
     check_finite(state, source)
-    encoder = backbone.encoder_parameter_names()
-    target = backbone.state_dict()
+
+    def missing(name: str) -> str:
+        if strict:
+            raise ValueError(f"{source}: there is no tensor '{name}', which this model needs")
+        return f"not in {source}"
+
     report = TransferReport()
-    copies: dict[str, Tensor] = {}
-    known = set()
-    for name, group in aliases(backbone).items():
-        known.update(group)
-        shape = tuple(target[name].shape)
-        of: Part = "encoder" if name in encoder else "decoder"
-        found = [alias for alias in group if alias in state]
-        if part == "encoder" and name not in encoder:
-            report.tensors.append(TensorOutcome(name, "fresh", shape, "only the encoder was asked for", of))
-        elif not found:
-            if strict:
-                raise ValueError(f"{source}: there is no tensor '{name}', which this model needs")
-            report.tensors.append(TensorOutcome(name, "fresh", shape, f"not in {source}", of))
-        else:
-            copies[name] = _one_value(state, found, shape, source)
-            report.tensors.append(TensorOutcome(name, "copied", shape, part=of))
-    if not copies:
+    values = match_tensors(
+        backbone, state, report, part, lambda _, names, target: (_one_value(state, names, target, source), ""), missing
+    )
+    if not values:
         raise ValueError(f"{source}: none of the {len(state)} tensors has a name that this model knows")
-    for name, value in state.items():
-        if name not in known:
-            report.tensors.append(TensorOutcome(name, "ignored", tuple(value.shape), "the model has no such tensor"))
-    with torch.no_grad():
-        for name, value in copies.items():
-            target[name].copy_(value)
+    put_tensors(backbone, values)
     return report
 
 
-def _one_value(state: Mapping[str, Tensor], names: list[str], shape: tuple[int, ...], source: str) -> Tensor:
-    """The value under all of `names`, which must agree and have `shape`."""
+def match_tensors(
+    backbone: Backbone,
+    state: Mapping[str, Tensor],
+    report: TransferReport,
+    part: Literal["all", "encoder"],
+    take: Callable[[str, list[str], Tensor], tuple[Tensor, str]],
+    missing: Callable[[str], str],
+    ignored: Mapping[str, str] | None = None,
+) -> dict[str, Tensor]:
+    """{name: value} of what `state` has for `backbone`, in which nothing is changed yet; `report` gets every outcome.
+
+    `take(name, names, target)` gives the value that `state` has under `names` for the tensor `target`, and how it was
+    adapted ("" where it was not); `missing(name)` why there is none. Either may raise. `ignored`: names that are left
+    out, `state` may have them or not, and why.
+    """
+    encoder, target = backbone.encoder_parameter_names(), backbone.state_dict()
+    values: dict[str, Tensor] = {}
+    known: set[str] = set()
+    for name, names in aliases(backbone).items():
+        known.update(names)
+        shape = tuple(target[name].shape)
+        of: Part = "encoder" if name in encoder else "decoder"
+        found = [alias for alias in names if alias in state]
+        if part == "encoder" and of == "decoder":
+            report.tensors.append(TensorOutcome(name, "fresh", shape, "only the encoder was asked for", of))
+        elif not found:
+            report.tensors.append(TensorOutcome(name, "fresh", shape, missing(name), of))
+        else:
+            values[name], how = take(name, found, target[name])
+            report.tensors.append(TensorOutcome(name, "adapted" if how else "copied", shape, how, of))
+    left = {name: "the model has no such tensor" for name in state if name not in known} | dict(ignored or {})
+    for name, why in left.items():
+        shape = tuple(state[name].shape) if name in state else ()
+        report.tensors.append(TensorOutcome(name, "ignored", shape, why, "head"))
+    return values
+
+
+def put_tensors(backbone: Backbone, values: Mapping[str, Tensor]) -> None:
+    """Copy values into the backbone's tensors of these names."""
+    target = backbone.state_dict()
+    with torch.no_grad():
+        for name, value in values.items():
+            target[name].copy_(value)
+
+
+def _one_value(state: Mapping[str, Tensor], names: list[str], target: Tensor, source: str) -> Tensor:
+    """The value under all of `names`, which must agree and have the shape of `target`."""
     for name in names:
-        if tuple(state[name].shape) != shape:
-            raise ValueError(f"{source}: tensor '{name}' is {tuple(state[name].shape)}, this model needs {shape}")
+        if state[name].shape != target.shape:
+            shapes = f"{tuple(state[name].shape)}, this model needs {tuple(target.shape)}"
+            raise ValueError(f"{source}: tensor '{name}' is {shapes}")
         if name != names[0] and not torch.equal(state[name], state[names[0]]):
             raise ValueError(f"{source}: '{names[0]}' and '{name}' are one tensor in this model but differ here")
     return state[names[0]]

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ssl3d.models.backbone import Backbone, resize_positions
 from ssl3d.models.dino_vit import DinoViT
-from ssl3d.models.init import aliases
+from ssl3d.models.init import match_tensors, put_tensors
 from ssl3d.models.primus import Primus
-from ssl3d.models.transfer import MINIMUM, Part, TensorOutcome, TransferReport
+from ssl3d.models.transfer import MINIMUM, TransferReport
 from ssl3d.weights.inflate import channels
 from ssl3d.weights.recognised import Recognised, same
 
@@ -68,36 +68,22 @@ def fill(
     Raises ValueError, one sentence that begins with `source`: another network, shape or type, NaN, too little.
     """
     _refuse_other_network(backbone, found, source)
-    encoder = backbone.encoder_parameter_names()
-    target = backbone.state_dict()
     report = ImportReport(
         source=source, format=found.format, backbone=type(backbone).__name__, notes=list(found.notes),
         provenance=found.provenance,
     )  # fmt: skip
-    values: dict[str, Tensor] = {}
-    known: set[str] = set()
-    for name, names in aliases(backbone).items():
-        known.update(names)
-        shape = tuple(target[name].shape)
-        of: Part = "encoder" if name in encoder else "decoder"
-        present = [alias for alias in names if alias in found.tensors]
-        if part == "encoder" and of == "decoder":
-            report.tensors.append(TensorOutcome(name, "fresh", shape, "only the encoder was asked for", of))
-        elif not present:
-            report.tensors.append(TensorOutcome(name, "fresh", shape, _why_missing(name, found), of))
-        else:
-            value, cast_from = _one_value(found.tensors, present, target[name].dtype, source, cast)
-            value, fitted = _fit(value, name, shape, backbone, found, source)
-            how = "; ".join(text for text in (cast_from, found.adapted.get(present[0], ""), fitted) if text)
-            values[name] = value
-            report.tensors.append(TensorOutcome(name, "adapted" if how else "copied", shape, how, of))
-    ignored = {n: "the model has no such tensor" for n in found.tensors if n not in known} | found.ignored
-    shapes = {n: tuple(found.tensors[n].shape) if n in found.tensors else () for n in ignored}
-    report.tensors += [TensorOutcome(n, "ignored", shapes[n], why, "head") for n, why in ignored.items()]
+
+    def take(name: str, names: list[str], target: Tensor) -> tuple[Tensor, str]:
+        value, converted = _one_value(found.tensors, names, target.dtype, source, cast)
+        value, fitted = _fit(value, name, tuple(target.shape), backbone, found, source)
+        return value, "; ".join(text for text in (converted, found.adapted.get(names[0], ""), fitted) if text)
+
+    def missing(name: str) -> str:
+        return _why_missing(name, found)
+
+    values = match_tensors(backbone, found.tensors, report, part, take, missing, found.ignored)
     report.refuse_below(minimum, source)
-    with torch.no_grad():
-        for name, value in values.items():
-            target[name].copy_(value)
+    put_tensors(backbone, values)
     return report
 
 

@@ -23,7 +23,7 @@ from ssl3d.data.format import LABELS
 from ssl3d.schema import import_object
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "export"))
-from nnunet_client import install
+from small_nnunet import install
 
 
 def measure(**changes) -> dict:

@@ -138,7 +138,7 @@ def test_report_names_every_tensor_once(backbone, tmp_path):
     saved = json.loads((tmp_path / "report.json").read_text())
     assert saved["summary"] == report.summary()
     assert len(saved["tensors"]) == len(report.tensors)
-    assert set(saved["files"]) == {p.name for p in tmp_path.rglob("*") if p.is_file()}
+    assert set(saved["files"]) == {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
 
 
 def test_untrained_decoder_is_fresh(backbone, tmp_path):
@@ -222,7 +222,7 @@ def test_plans_get_the_configuration_and_keep_the_rest(backbone, plans_file, tmp
     assert stat.S_IMODE(plans.stat().st_mode) == 0o640
     backup = plans.with_name("nnUNetResEncUNetLPlans.bak.json")
     assert backup.read_text() == old
-    assert plans in report.files and "the old file is nnUNetResEncUNetLPlans.bak.json" in report.text()
+    assert plans in report.changed and "the old file is nnUNetResEncUNetLPlans.bak.json" in report.text()
     assert "patch [37, 56, 40] became [36, 56, 40]" in report.text()
     assert (
         "nnUNetv2_train Dataset004_Hippocampus 3d_fullres_ssl3d 0 -p nnUNetResEncUNetLPlans -pretrained_weights"
@@ -236,7 +236,7 @@ def test_backups_are_numbered_and_an_equal_configuration_changes_nothing(backbon
     first = plans.read_text()
     again = export_nnunet(backbone, tmp_path / "out", plans=plans)
     assert plans.read_text() == first
-    assert len(list(tmp_path.glob("*.bak*.json"))) == 1 and plans not in again.files
+    assert len(list(tmp_path.glob("*.bak*.json"))) == 1 and not again.changed
     export_nnunet(ResEncUNet("S"), tmp_path / "out", plans=plans)  # another network
     assert plans.with_name("nnUNetResEncUNetLPlans.bak2.json").read_text() == first
     assert len(list(tmp_path.glob("*.bak*.json"))) == 2

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from filelock import FileLock
+
+from downstream import nnunet_client
 
 ROOT = Path(__file__).resolve().parents[2]
 DATASET = "Dataset501_Small"
@@ -84,17 +86,11 @@ def _call(command: list[str]) -> None:
     subprocess.run(command, check=True, env=env, capture_output=True, text=True, timeout=1200)
 
 
-@dataclass
-class Client:
-    """nnU-Net's commands (`environment`/bin) with their data below `base`."""
+class Client(nnunet_client.Client):
+    """nnU-Net's commands by the literal lines of a page, and the data set."""
 
-    environment: Path
-    base: Path
-
-    @property
-    def preprocessed(self) -> Path:
-        """nnUNet_preprocessed of the data set."""
-        return self.base / "preprocessed" / DATASET
+    def __init__(self, environment: Path, base: Path) -> None:
+        super().__init__(environment, base, DATASET)
 
     @property
     def loaded(self) -> Path:
@@ -106,27 +102,11 @@ class Client:
         """What the network held after the first epoch."""
         return self.loaded.with_name(f"{self.loaded.name}.after")
 
-    def run(self, command: str, folder: Path) -> str:
-        """Run a command line of nnU-Net in `folder` as a user would; returns its output, fails with it."""
-        env = {
-            **os.environ,
-            "PATH": f"{self.environment / 'bin'}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": "",
-            "nnUNet_raw": str(self.base / "raw"),
-            "nnUNet_preprocessed": str(self.base / "preprocessed"),
-            "nnUNet_results": str(self.base / "results"),
-            "nnUNet_extTrainer": str(self.base / "trainer"),
-            "nnUNet_n_proc_DA": "0" if "train" in command else "1",
-            "nnUNet_compile": "f",
-            "SSL3D_LOADED": str(self.loaded),
-            "MPLBACKEND": "Agg",
-        }
-        done = subprocess.run(
-            command, shell=True, cwd=folder, env=env, text=True, timeout=900,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}"
-        return done.stdout
+    def line(self, line: str, folder: Path) -> str:
+        """Run a command line of nnU-Net in `folder` as a user would; returns its output. Raises ValueError."""
+        (name,) = {word for word in shlex.split(line) if word.startswith("nnUNetv2_")}
+        variables = {"nnUNet_compile": "f", "SSL3D_LOADED": str(self.loaded)}
+        return self.run(["bash", "-c", line], name, folder, variables)
 
     def train(self, line: str, folder: Path) -> str:
         """A literal nnUNetv2_train line of HOW_TO.md, for two steps of its trainer on the CPU."""
@@ -138,12 +118,11 @@ class Client:
         text = TRAINER.format(name=name, module=MODULES[name], held=held)
         (trainer / f"{name.lower()}_of_two_steps.py").write_text(text)
         line = line.replace(f" -tr {name}", "")
-        return self.run(f"{line} -tr {name}OfTwoSteps -device cpu", folder)
+        return self.line(f"{line} -tr {name}OfTwoSteps -device cpu", folder)
 
     def make_dataset(self, channels: int, shape=(40, 36, 28), spacing=(1.0, 1.0, 1.2)) -> None:
         """Five synthetic CTs of one bright organ, `shape` in nibabel's (x, y, z)."""
-        raw = self.base / "raw" / DATASET
-        images, labels = raw / "imagesTr", raw / "labelsTr"
+        images, labels = self.raw / "imagesTr", self.raw / "labelsTr"
         for folder in (images, labels, self.base / "trainer"):
             folder.mkdir(parents=True)
         rng = np.random.default_rng(0)
@@ -161,4 +140,4 @@ class Client:
             "numTraining": 5,
             "file_ending": ".nii.gz",
         }
-        (raw / "dataset.json").write_text(json.dumps(content))
+        (self.raw / "dataset.json").write_text(json.dumps(content))
