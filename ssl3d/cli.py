@@ -185,8 +185,7 @@ def _export(o: argparse.Namespace) -> int:
 def _evaluate(o: argparse.Namespace) -> int:
     overrides = [r for r in o.runs if "=" in r and not Path(r).exists()]
     runs = [r for r in o.runs if r not in overrides]
-    report = api.evaluate(runs, o.suite, o.out, overrides, o.plan_only)
-    sys.stdout.write(f"{report}\n")
+    api.evaluate(runs, o.suite, o.out, overrides, o.plan_only)
     return 0
 
 
