@@ -11,6 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from ssl3d.known_warnings import hide_known_warnings
+
 if TYPE_CHECKING:
     from preprocessing.report import ConvertReport
     from ssl3d.config import Overrides
@@ -62,6 +64,7 @@ def convert(
     converted raises nothing. Raises FileNotFoundError and ValueError for what was named wrongly, StoreError when the
     store cannot be written, KeyboardInterrupt on SIGINT and SIGTERM.
     """
+    hide_known_warnings()
     report: ConvertReport = neighbour("preprocessing").convert(
         sources,
         store,
@@ -98,6 +101,7 @@ def evaluate(
     test patients) and other ValueErrors, or FileNotFoundError: one sentence each.
     """
     several = [runs] if isinstance(runs, str | Path) else list(runs)
+    hide_known_warnings()
     written: Path = neighbour("downstream").evaluate(several, suite, out, overrides, plan_only)
     from ssl3d.terminal import say  # rich is not loaded by importing ssl3d
 
