@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from downstream.names import Network, network_names
 from ssl3d.checkpoint import load_backbone
 from ssl3d.initial import provenance
 from ssl3d.models.backbone import Backbone, BackboneSpec, build_backbone
@@ -26,7 +27,7 @@ class Arm:
 
     `name`; `run`: the run or file as the user typed it, empty for scratch; `digest`: of the network and its weights,
     so that finished cells are found again whatever the arm is called; `baseline`: name of the scratch arm of the same
-    network; `provenance`: the run's recipe, seed and steps, where known.
+    network; `channels`: features of the network's stages; `provenance`: the run's recipe, seed and steps, where known.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Arm:
     digest: str
     baseline: str
     parameters: int
+    channels: tuple[int, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -60,7 +62,11 @@ class Arm:
             "baseline": self.baseline,
             "parameters": self.parameters,
             "digest": self.digest,
-            "architecture": {"target": self.spec.target, "kwargs": self.spec.kwargs},
+            "architecture": {
+                "target": self.spec.target,
+                "kwargs": self.spec.kwargs,
+                "channels": list(self.channels),
+            },
             "recipe": self.provenance.get("recipe"),
             "provenance": {k: v for k, v in self.provenance.items() if k != "recipe"},
         }
@@ -76,26 +82,30 @@ def make_arms(runs: Sequence[str | Path]) -> list[Arm]:
     loaded = [load_backbone(Path(source)) for source in sources]
     digests = [_spec_digest(backbone.spec()) for backbone in loaded]
     networks = sorted(set(digests))
-    scratch = dict(zip(networks, _scratch_names([loaded[digests.index(d)].spec() for d in networks], networks)))
-    arms = []
-    for d in networks:
-        backbone = loaded[digests.index(d)]
-        arms.append(Arm(scratch[d], "", backbone.spec(), d, scratch[d], _count(backbone)))
+    scratch = dict(zip(networks, _scratch_names([loaded[digests.index(d)] for d in networks], networks)))
+    arms = [_arm(scratch[d], "", loaded[digests.index(d)], d, scratch[d]) for d in networks]
     for name, source, backbone, d in zip(names, sources, loaded, digests):
         digest = _weights_digest(backbone, d)
-        arms.append(Arm(name, source, backbone.spec(), digest, scratch[d], _count(backbone), provenance(Path(source))))
+        arms.append(_arm(name, source, backbone, digest, scratch[d], provenance(Path(source))))
     return arms
 
 
-def _scratch_names(specs: Sequence[BackboneSpec], digests: Sequence[str]) -> list[str]:
-    """ "scratch"; of several networks "scratch-ViT", and "scratch-ViT-31c9fc" where two are of one class."""
-    if len(specs) == 1:
+def _arm(
+    name: str, run: str, backbone: Backbone, digest: str, baseline: str, known: dict[str, Any] | None = None
+) -> Arm:
+    channels = tuple(backbone.channels)
+    return Arm(name, run, backbone.spec(), digest, baseline, _count(backbone), channels, known or {})
+
+
+def _scratch_names(backbones: Sequence[Backbone], digests: Sequence[str]) -> list[str]:
+    """ "scratch"; of several networks "scratch-ViT", "scratch-ResEncUNet 16-128", ... (downstream.names)."""
+    if len(backbones) == 1:
         return [SCRATCH]
-    kinds = [spec.target.rpartition(".")[2] for spec in specs]
-    return [
-        f"{SCRATCH}-{kind}" if kinds.count(kind) == 1 else f"{SCRATCH}-{kind}-{digest[:6]}"
-        for kind, digest in zip(kinds, digests)
+    networks = [
+        Network(backbone.spec().target, backbone.spec().kwargs, backbone.channels, _count(backbone), digest)
+        for backbone, digest in zip(backbones, digests)
     ]
+    return [f"{SCRATCH}-{name}" for name in network_names(networks)]
 
 
 def _arm_names(sources: Sequence[str]) -> list[str]:

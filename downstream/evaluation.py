@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 
 from downstream.comparison import SCRATCH
 from downstream.domains import by_domain
+from downstream.names import Network, method_names, network_names
 from downstream.results import RESULTS_FILE, read_results
 
 SUITE_FILE, ARMS_FILE, ENVIRONMENT_FILE = "suite.yaml", "arms.json", "environment.json"
@@ -41,6 +43,7 @@ class Evaluation:
     warnings: tuple[str, ...] = ()
     measures: dict[str, dict[str, Any]] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def dataset(self) -> str:
@@ -85,6 +88,75 @@ def load_evaluation(directory: Path) -> Evaluation:
         measures,
         _json(directory / DATA_FILE, {}),
     )
+
+
+def readable(evaluation: Evaluation, beside: Sequence[Evaluation] = ()) -> Evaluation:
+    """The same with methods and networks called by what differs between them (downstream.names), digests by none.
+
+    `beside`: evaluations on the same page, where a method has the same name. For a report, at last: before evaluations
+    are merged digests say which of their methods are the same.
+    """
+    names = _networks(evaluation)
+    arms = {
+        names.get(arm, arm): about | ({"baseline": names[about["baseline"]]} if about.get("baseline") in names else {})
+        for arm, about in evaluation.arms.items()
+    }
+    rows = evaluation.results
+    methods = _methods([evaluation, *beside])
+    called = {arm: methods.get(_trained(evaluation, arm), {}) for arm in set(rows["arm"])}
+    rows = rows.assign(
+        arm=[names.get(arm, arm) for arm in rows["arm"]],
+        method=[called[arm].get(method, method) for arm, method in zip(rows["arm"], rows["method"])],
+    )
+    return replace(evaluation, results=rows, arms=arms, renamed=names)
+
+
+def _methods(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, str]]:
+    """{network: {method: its name}}: what is compared within a network needs no network in its name."""
+    recipes: dict[str, dict[str, dict[str, Any]]] = {}
+    for evaluation in evaluations:
+        ran = evaluation.results[["method", "arm"]].drop_duplicates().sort_values(["method", "arm"])
+        for method, arm in ran[ran["method"] != ""].to_numpy():
+            own = recipes.setdefault(_trained(evaluation, arm), {})
+            own.setdefault(method, _recipe(evaluation.arms.get(arm, {})))
+    return {network: method_names(dict(sorted(own.items()))) for network, own in recipes.items()}
+
+
+def _trained(evaluation: Evaluation, arm: str) -> str:
+    """The same for two arms of one network, in whatever evaluation; the scratch arm where the network is not said."""
+    network = evaluation.arms.get(arm, {}).get("architecture")
+    if not isinstance(network, dict):
+        return evaluation.baselines.get(arm, SCRATCH)
+    return json.dumps([network.get("target"), network.get("kwargs")], sort_keys=True)
+
+
+def _recipe(arm: Mapping[str, Any]) -> dict[str, Any]:
+    """What made an arm's weights: its recipe, and where the run ended."""
+    recipe = arm.get("recipe")
+    steps = (arm.get("provenance") or {}).get("steps")
+    return {**recipe, "stopped_at": steps} if isinstance(recipe, dict) else {}
+
+
+def _networks(evaluation: Evaluation) -> dict[str, str]:
+    """{scratch arm: "scratch-ViT", ...} of several networks; scratch arms of one network keep their names."""
+    found: dict[str, Network] = {}
+    for name in sorted(set(evaluation.baselines.values())):
+        about = evaluation.arms.get(name, {})
+        if isinstance(network := about.get("architecture"), dict) and network.get("target"):
+            found[name] = Network(
+                str(network["target"]),
+                network.get("kwargs") or {},
+                tuple(network.get("channels") or ()),
+                about.get("parameters"),
+                str(about.get("digest", "")),
+            )
+    networks = [(network.target, network.kwargs) for network in found.values()]
+    own = {name: n for name, n in found.items() if networks.count((n.target, n.kwargs)) == 1}
+    if len(own) < 2:
+        return {}
+    names = {name: f"{SCRATCH}-{word}" for name, word in zip(own, network_names(list(own.values())))}
+    taken = set(evaluation.arms) - set(own)
+    return {name: new for name, new in names.items() if new != name and new not in taken}
 
 
 def _json(path: Path, empty: Any) -> Any:

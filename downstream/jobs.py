@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from preprocessing.cluster import run_jobs
 from ssl3d.data.processes import without_script
+from ssl3d.known_warnings import hide_known_warnings
 from ssl3d.memory import keep_freed_memory
 
 Job = TypeVar("Job")
@@ -110,7 +111,8 @@ _state: dict[str, Any] = {}
 
 
 def _start(function: Callable[[Any, Any], None], shared: Any, threads: int, number: Any, gpus: int) -> None:
-    """A worker's beginning: its GPU, its threads, and a watch on its parent."""
+    """A worker's beginning: its GPU, its threads, what it does not say, and a watch on its parent."""
+    hide_known_warnings()
     threading.Thread(target=_die_with_parent, daemon=True).start()
     if gpus:
         with number.get_lock():

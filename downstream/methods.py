@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 # (section, key) of a pre-training recipe that may differ between runs of one method; None is the whole section
@@ -35,22 +34,14 @@ def method_of(provenance: Mapping[str, Any], digest: str = "") -> str:
     recipe = provenance.get("recipe")
     if not isinstance(recipe, Mapping):
         return f"weights-{digest[:6]}" if digest else ""
-    content = {section: _bound(section, values) for section, values in recipe.items()}
+    content = {section: bound(section, values) for section, values in recipe.items()}
     content = {section: values for section, values in content.items() if values is not None}
     text = json.dumps([content, provenance.get("steps")], sort_keys=True, default=str)
     short = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()[:6]
     return f"{_name(recipe)}-{short}"
 
 
-def shown(methods: Iterable[str]) -> dict[str, str]:
-    """{method: the name a report gives it}: without the digest where that leaves no two methods alike."""
-    methods = sorted(set(methods))
-    short = {method: re.sub(r"-[0-9a-f]{6}$", "", method) for method in methods}
-    taken = list(short.values())
-    return {method: name if taken.count(name) == 1 else method for method, name in short.items()}
-
-
-def _bound(section: str, values: Any) -> Any:
+def bound(section: str, values: Any) -> Any:
     """A section of a recipe without the keys that are free, None when the whole section is."""
     if (section, None) in FREE:
         return None

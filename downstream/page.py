@@ -42,7 +42,7 @@ th, td { padding: .35rem .55rem; text-align: left; vertical-align: top; border-b
 th:first-child, td:first-child { padding-left: 0; } th:last-child, td:last-child { padding-right: 0; }
 thead th { font-weight: 600; border-bottom: 2px solid var(--soft); vertical-align: bottom; }
 td.number, th.number { text-align: right; white-space: nowrap; }
-td.tight { white-space: nowrap; }
+td.tight { white-space: nowrap; } td:not(.number):not(.tight) { min-width: 7em; }
 td.better { color: var(--better); font-weight: 600; } td.worse { color: var(--worse); font-weight: 600; }
 code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .85em; }
 pre { background: var(--shade); padding: .8rem 1rem; overflow-x: auto; line-height: 1.45; white-space: pre-wrap;
@@ -56,6 +56,8 @@ summary { cursor: pointer; font-weight: 600; }
   --c0: #767676; --c1: #0072b2; --c2: #d55e00; --c3: #009e73; --c4: #b85c91; --c5: #c98600; --c6: #2f8fc4; }
   main { max-width: none; padding: 0; }
   .wide { overflow: visible; } table { font-size: 7.5pt; } th, td { padding: .2rem .3rem; }
+  td:not(.number):not(.tight) { min-width: 0; }
+  figure > svg, figure > img { max-height: 78vh; } /* with its caption no longer than a page */
   nav, .skip { display: none; } main { font-size: 10.5pt; }
   details::details-content { content-visibility: visible; }
   body { font-size: 10.5pt; } h2, h3, summary { break-after: avoid; } figure, table, .lead li { break-inside: avoid; } }
@@ -117,7 +119,7 @@ def table(block: Table) -> str:
         names = [name for name, given in wanted.items() if given]
         attribute = f' class="{" ".join(names)}"' if names else ""
         scope = ' scope="col"' if tag == "th" else ""
-        return f"<{tag}{attribute}{scope}>{text(content)}</{tag}>"
+        return f"<{tag}{attribute}{scope}>{_breakable(content)}</{tag}>"
 
     lines = ["<tr>" + "".join(cell("td", i, v) for i, v in enumerate(row)) + "</tr>" for row in block.rows]
     header = "<tr>" + "".join(cell("th", i, v) for i, v in enumerate(block.head)) + "</tr>"
@@ -127,6 +129,11 @@ def table(block: Table) -> str:
         f'<div class="wide" tabindex="0" role="group" aria-label="{text(block.title or "table")}">'
         f"<table>{legend}<thead>{header}</thead><tbody>\n{body}\n</tbody></table></div>"
     )
+
+
+def _breakable(content: str) -> str:
+    """Escaped; a name may be broken after underscores and slashes, so that a table needs no more room than it has."""
+    return re.sub(r"(?<=\w)([_/])(?=\w)", r"\1<wbr>", text(content))
 
 
 def paragraph(content: str, kind: str = "") -> Html:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,15 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
-from downstream.drawing import STYLE
+from downstream.drawing import STYLE, TITLE_SIZE
+from downstream.lettering import broken
 from ssl3d.viewer import class_colours
 
 PREDICTION = "prediction__"  # prediction__<arm> in the npz file
 REFERENCE, REFERENCE_COLOUR = "reference", "white"
 MARGIN = 0.35  # of the box around the reference, shown around it
 MIN_SIDE = 40  # voxels shown at least along an axis
+PANEL = 2.7  # inches of an arm's picture
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,15 @@ def load_case(path: Path) -> Case:
         {int(value): str(name) for value, name in zip(values, names)},
         str(content["measure"]) if "measure" in content else None,
         int(content["n_labelled"]) if "n_labelled" in content else None,
+    )
+
+
+def renamed(case: Case, names: Mapping[str, str]) -> Case:
+    """The case with its arms called by `names`, as far as those know them."""
+    return replace(
+        case,
+        predictions={names.get(arm, arm): array for arm, array in case.predictions.items()},
+        dice={names.get(arm, arm): value for arm, value in case.dice.items()},
     )
 
 
@@ -138,7 +149,7 @@ def montage(case: Case, arms: Sequence[str]) -> Figure:
     ratio = image.shape[0] * aspect / image.shape[1]
     columns = [REFERENCE, *arms]
     with rc_context(STYLE | {"axes.grid": False}):
-        figure = Figure(figsize=(2.7 * len(columns), 2.7 * ratio), layout="constrained")
+        figure = Figure(figsize=(PANEL * len(columns), PANEL * ratio), layout="constrained")
         axes = figure.subplots(1, len(columns), squeeze=False)[0]
         for axis, name in zip(axes, columns):
             axis.imshow(
@@ -151,8 +162,8 @@ def montage(case: Case, arms: Sequence[str]) -> Figure:
                 _contours(axis, reference, dict.fromkeys(classes, REFERENCE_COLOUR), 1.0)
                 _contours(axis, case.predictions[name][slice_][box], colours, 1.6)
             outline = [withStroke(linewidth=2.5, foreground="black")]  # legible on any tissue, the page light or dark
-            at = {"transform": axis.transAxes, "ha": "left", "va": "top", "color": "white", "fontsize": 10}
-            axis.text(0.03, 0.97, name, path_effects=outline, **at)
+            at = {"transform": axis.transAxes, "ha": "left", "va": "top", "color": "white", "fontsize": TITLE_SIZE}
+            axis.text(0.03, 0.97, broken(name, PANEL - 0.3, TITLE_SIZE), path_effects=outline, **at)
             axis.set_axis_off()
     return figure
 

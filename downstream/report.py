@@ -58,7 +58,7 @@ def redraw(directories: Sequence[Path]) -> list[Path]:
 
 def _write(evaluations: Sequence[Evaluation], folder: Path) -> Path:
     """The report of one evaluation, or of several data sets side by side."""
-    views = [view(evaluation) for evaluation in evaluations]
+    views = [view(evaluation, evaluations) for evaluation in evaluations]
     several = len(views) > 1
     sections = of_several(views) if several else of_evaluation(views[0])
     name = title_of_several(views) if several else title(evaluations[0])

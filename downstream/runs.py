@@ -20,6 +20,7 @@ RECIPE_FILE, ENVIRONMENT_FILE = "recipe.yaml", "environment.json"
 REPORT, LOSS = "report.html", "loss.png"
 TIMES = "time/"
 LOSS_KEY = "loss"
+WIDTH = 8.5  # inches of the figure
 
 
 @dataclass(frozen=True)
@@ -84,24 +85,27 @@ def write_page(trainings: Sequence[Training], folder: Path) -> Path:
 
 
 def draw(trainings: Sequence[Training], names: Sequence[str]) -> Figure:
-    """Loss curves of the runs."""
+    """Loss curves of the runs, their names above them."""
+    above = drawing.legend_height(names, WIDTH) if len(trainings) > 1 else 0.0
+    looks = drawing.looks((), names)
     with rc_context(drawing.STYLE):
-        figure = Figure(figsize=(8.5, 4.2), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 4.2 + above), layout="constrained")
         axes = figure.subplots()
-        for i, (training, name) in enumerate(zip(trainings, names)):
+        for training, name in zip(trainings, names):
             shown = [line for line in training.lines if LOSS_KEY in line]
             axes.plot(
                 [line["step"] for line in shown],
                 [line[LOSS_KEY] for line in shown],
                 label=name,
-                color=drawing.COLOURS[i % len(drawing.COLOURS)],
+                color=looks[name].colour,
+                linestyle=looks[name].line,
                 linewidth=1.6,
                 marker="o" if len(shown) < 3 else None,
             )
         axes.set_xlabel("step")
         axes.set_ylabel("loss")
         if len(trainings) > 1:
-            axes.legend(frameon=False)
+            drawing.legend(figure, axes)
     return figure
 
 

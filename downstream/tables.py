@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from downstream.methods import shown
+from downstream.names import shown
 from downstream.results import MEAN_FOREGROUND
 from downstream.statistics import FEWEST_RUNS, Array, complete_block
 
@@ -106,7 +106,8 @@ def pool_runs(rows: pd.DataFrame, baselines: Mapping[str, str], fewest: int | No
     pooled: dict[tuple[Any, ...], str] = {}
     for (method,), own in groups(arms, ["method"]):
         for (baseline,), alike in groups(own, ["baseline"]):
-            name = names[method] + (f" ({baseline})" if own["baseline"].nunique() > 1 else "")
+            network = f", {baseline.removeprefix(f'{SCRATCH}-')}" if baseline != SCRATCH else ""
+            name = names[method] + (network if own["baseline"].nunique() > 1 else "")
             pooled |= dict.fromkeys(zip(alike["arm"], alike["schedule"], alike["n_labelled"]), name)
     keys = zip(rows["arm"], rows["schedule"], rows["n_labelled"])
     return rows.assign(arm=[pooled.get(key, key[0]) for key in keys])

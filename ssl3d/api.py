@@ -11,6 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from ssl3d.known_warnings import hide_known_warnings
+
 if TYPE_CHECKING:
     from preprocessing.report import ConvertReport
     from ssl3d.config import Overrides
@@ -62,6 +64,7 @@ def convert(
     converted raises nothing. Raises FileNotFoundError and ValueError for what was named wrongly, StoreError when the
     store cannot be written, KeyboardInterrupt on SIGINT and SIGTERM.
     """
+    hide_known_warnings()
     report: ConvertReport = neighbour("preprocessing").convert(
         sources,
         store,
@@ -87,7 +90,7 @@ def evaluate(
     overrides: Overrides = (),
     plan_only: bool = False,
 ) -> Path:
-    """Score runs by how few labels they need, against scratch; returns the path of OUT/report.html.
+    """Score runs by how few labels they need, against scratch; says and returns the path of OUT/report.html.
 
     `runs`: run folders or weights files. `suite`: the name of one that ships, a YAML file, or its content.
     `overrides`: {"store": "labelled.zarr"}, or texts as the command line takes them. `plan_only`: say how many cells
@@ -98,5 +101,9 @@ def evaluate(
     test patients) and other ValueErrors, or FileNotFoundError: one sentence each.
     """
     several = [runs] if isinstance(runs, str | Path) else list(runs)
-    report: Path = neighbour("downstream").evaluate(several, suite, out, overrides, plan_only)
-    return report
+    hide_known_warnings()
+    written: Path = neighbour("downstream").evaluate(several, suite, out, overrides, plan_only)
+    from ssl3d.terminal import say  # rich is not loaded by importing ssl3d
+
+    say(str(written))
+    return written

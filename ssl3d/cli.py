@@ -9,12 +9,12 @@ import select
 import shutil
 import sys
 import traceback
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from ssl3d import __version__, api, export, train
+from ssl3d.known_warnings import hide_known_warnings, show_known_warnings
 from ssl3d.signals import Interrupted, interrupted_by_signals
 
 
@@ -33,8 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; a user's mistake ends in one plain sentence on stderr, `--debug` shows the traceback."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
-    if not debug:  # of torch's to the makers of torchvision and MONAI; nothing that a user could do
-        warnings.filterwarnings("ignore", ".*torch[.]jit.*is deprecated", FutureWarning)
+    (show_known_warnings if debug else hide_known_warnings)()
     try:
         options = _parse([a for a in arguments if a != "--debug"])
         code = options.function(options) or 0
@@ -185,8 +184,7 @@ def _export(o: argparse.Namespace) -> int:
 def _evaluate(o: argparse.Namespace) -> int:
     overrides = [r for r in o.runs if "=" in r and not Path(r).exists()]
     runs = [r for r in o.runs if r not in overrides]
-    report = api.evaluate(runs, o.suite, o.out, overrides, o.plan_only)
-    sys.stdout.write(f"{report}\n")
+    api.evaluate(runs, o.suite, o.out, overrides, o.plan_only)
     return 0
 
 

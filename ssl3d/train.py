@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssl3d.known_warnings import hide_known_warnings
+
 if TYPE_CHECKING:
     from ssl3d.config import Overrides
     from ssl3d.observers.observer import Observer
@@ -28,6 +30,7 @@ def train(
     TrainingStopped (the loss is not finite, the folder is in use or holds another run), DiskFull, and Interrupted, a
     KeyboardInterrupt, on SIGTERM and SIGUSR1: it saved, the same call goes on.
     """
+    hide_known_warnings()
     from ssl3d.config import ConfigError, load
     from ssl3d.recipe import Recipe
 

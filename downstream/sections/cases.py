@@ -15,7 +15,7 @@ MOST_ARMS = 5  # in a picture: of a method with several runs the first is shown
 
 def cases(view: View) -> Section | None:
     """None where no prediction was kept. The slices of the first MOST_SCANS cases can be looked through."""
-    loaded = [pictures.load_case(path) for path in view.evaluation.cases]
+    loaded = [pictures.renamed(pictures.load_case(path), view.evaluation.renamed) for path in view.evaluation.cases]
     if not loaded:
         return None
     measure = loaded[0].measure or view.measures[0]
@@ -38,14 +38,15 @@ def cases(view: View) -> Section | None:
     blocks = [Html(f"<p>{page.text(intro)} {legend}</p>")]
     data: list[dict[str, Any]] = []
     for place, (case, why) in enumerate(chosen):
-        arms = view.pictured(case.predictions)[:MOST_ARMS]
+        names = {arm: view.name(measure, arm) for arm in view.pictured(case.predictions)[:MOST_ARMS]}
+        named, arms = pictures.renamed(case, names), list(names.values())
         rank = int(scores.mean(axis=1).rank(ascending=False, method="first")[case.patient])
-        values = ", ".join(f"{arm} {case.dice[arm]:.3f}" for arm in arms if arm in case.dice)
+        values = "; ".join(f"{arm} {named.dice[arm]:.3f}" for arm in arms if arm in named.dice)
         caption = f"{why.capitalize()}: patient {case.patient}, rank {rank} of {len(scores)} test patients" + (
             f"; Dice of these predictions: {values}." if values else "."
         )
-        still = page.image(pictures.png(pictures.montage(case, arms)), caption)
-        shown = embed(slices.scan_of(case, arms), still) if place < MOST_SCANS else still
+        still = page.image(pictures.png(pictures.montage(named, arms)), caption)
+        shown = embed(slices.scan_of(named, arms), still) if place < MOST_SCANS else still
         blocks.append(Html(page.figure(shown, caption)))
         data.append({"patient": case.patient, "why": why, "rank": rank, "of": len(scores), "dice": dict(case.dice)})
     return Section("Cases", blocks, {"cases": data})

@@ -28,7 +28,7 @@ def curves(view: View) -> Section:
         caption = CAPTION.format(metric=metric, baseline=view.baseline(measure))
         bars = [e.low is not None for p in points for e in (p.score, p.difference) if e is not None]
         caption += (BARS if any(bars) else "") + ("" if all(bars) else BARE)
-        caption += RUNS if any(p.arm in view.members for p in points) else ""
+        caption += RUNS if curve.has_thin_lines(view, measure) else ""
         name = files("curve", measure)
         charts.append(Chart(name, curve.draw(view, [measure]), curve.describe(view, measure), caption))
     return Section("Curves", charts)

@@ -12,7 +12,17 @@ from matplotlib.figure import Figure
 from downstream import page, sentences
 from downstream.blocks import Block, Chart, Section, Table
 from downstream.crossing import BELOW, BEYOND, Place
-from downstream.drawing import BASELINE_COLOUR, STYLE, Look, amounts_axis, legend
+from downstream.drawing import (
+    BASELINE_COLOUR,
+    STYLE,
+    Look,
+    amounts_axis,
+    amounts_ticks,
+    label_beside,
+    legend,
+    legend_height,
+    shifts,
+)
 from downstream.efficiency import Reached, labels_saved
 from downstream.sections.view import View, files, grouped, reached_words
 
@@ -21,6 +31,11 @@ INTRO = (
     "with fewer, on a curve that never falls with more labels, linear between measured amounts on a doubling scale. A "
     "factor of 2 means: half the labels. An end outside the measured range is said so, not extrapolated."
 )
+
+
+WIDTH = 6.6  # inches of a figure
+BEFORE, AFTER = 0.3, 0.4  # octaves off the measured range at which a place outside it is drawn
+TIP = 0.2  # octaves from there to the tip of its arrow
 
 
 def labels(view: View) -> Section | None:
@@ -114,43 +129,51 @@ def _chart(view: View, measure: str, network: str, found: Sequence[Reached]) -> 
     title = view.title(measure, network)
     said = " ".join(sentence(view, group) for group in grouped(found).values())
     alt = f"{title}, labels saved. {said}"
-    caption = (
-        f"{title}. Above the diagonal: labels are saved, as many times as the grey lines say. Bars: 95 % intervals. "
-        "An arrow: beyond the largest amount measured, how far is unknown."
-    )
+    caption = f"{title}. Above the diagonal: labels are saved, as many times as the grey lines say."
+    ends = [p for r in found for p in _ends(r)]
+    bars = [(_height(r.low), _height(r.high)) for r in found if r.low is not None and r.high is not None]
+    caption += " Bars: 95 % intervals." if any(low != high for low, high in bars) else ""
+    caption += _arrows("up", "beyond the largest", ends, BEYOND) + _arrows("down", "below the smallest", ends, BELOW)
     return Chart(files("labels_saved", measure, network), _draw(view, measure, found), alt, caption)
+
+
+def _arrows(direction: str, where: str, ends: Sequence[Place], side: object) -> str:
+    """What an arrow means, where one is drawn."""
+    drawn = any(place.side == side for place in ends)
+    return f" An arrow {direction}: {where} amount measured, how far is unknown." if drawn else ""
 
 
 def _draw(view: View, measure: str, found: Sequence[Reached]) -> Figure:
     groups = grouped(found)
     with rc_context(STYLE):
-        figure = Figure(figsize=(6.6, 4.3 + 0.25 * -(-len(groups) // 3)), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 4.3 + legend_height(groups, WIDTH)), layout="constrained")
         axes = figure.subplots()
         low, high = found[0].first, found[0].last
-        _factors(axes, low, high)
-        for i, (arm, group) in enumerate(groups.items()):
-            _line(axes, group, view.looks[arm], (i - (len(groups) - 1) / 2) * 0.3 / max(len(groups), 4), arm)
+        amounts = [r.n_labelled for r in found]
+        _factors(axes, amounts, low, high)
+        for (arm, group), shift in zip(groups.items(), shifts(len(groups), amounts)):
+            _line(axes, group, view.looks[arm], shift, arm)
         axes.set_yscale("log", base=2)
-        ticks = sorted({p.n_labelled for p in view.select(measure)})
-        amounts_axis(axes, [r.n_labelled for r in found], 0.5)
-        axes.set_yticks([float(t) for t in ticks], [str(t) for t in ticks])
-        axes.set_ylim(low / 2**0.5, high * 2**0.8)
+        amounts_axis(axes, amounts, 0.5)
+        axes.set_ylim(low / 2 ** (BEFORE + 2 * TIP), high * 2 ** (AFTER + 3 * TIP))
+        amounts_ticks(axes.yaxis, [float(p.n_labelled) for p in view.select(measure)])
         axes.minorticks_off()
         axes.set_xlabel("labelled patients of the arm")
-        axes.set_ylabel(f"labelled patients {view.baseline(measure)} needs")
+        label_beside(axes, f"labelled patients {view.baseline(measure)} needs")
         legend(figure, axes)
     return figure
 
 
-def _factors(axes: Axes, low: float, high: float) -> None:
-    """Diagonals: no label saved, half, three quarters, ..."""
+def _factors(axes: Axes, amounts: Sequence[int], low: float, high: float) -> None:
+    """Diagonals: no label saved, half, three quarters, ...; named where they end within the panel."""
     for times in (0.5, 1, 2, 4, 8):
         ends = [low / 4, high * 4]
         width, line = (1.2, "-") if times == 1 else (0.7, ":")
         axes.plot(ends, [end * times for end in ends], color=BASELINE_COLOUR, linewidth=width, linestyle=line)
-        at = high * 2**0.62 / times
-        if low / 2**0.4 < at < high * 2**0.35:
-            axes.text(at, high * 2**0.62, f"×{times:g}", fontsize=8.5, ha="center", va="center", color=BASELINE_COLOUR)
+        top = high * 2 ** (AFTER + 2 * TIP)  # above every marker and arrow
+        at = top / times / 2**0.08  # left of its line, not across it
+        if min(amounts) / 2**0.2 < at < max(amounts) * 2**0.4:
+            axes.text(at, top, f"×{times:g}", fontsize=8.5, ha="right", va="center", color=BASELINE_COLOUR)
 
 
 def _line(axes: Axes, group: Sequence[Reached], look: Look, shift: float, arm: str) -> None:
@@ -162,13 +185,18 @@ def _line(axes: Axes, group: Sequence[Reached], look: Look, shift: float, arm: s
     for at, r in zip(x, known):
         if r.low is not None and r.high is not None:
             axes.plot([at, at], [_height(r.low), _height(r.high)], color=look.colour, linewidth=1.5, alpha=0.85)
-        ends = [p for p in (r.estimate, r.low, r.high) if p is not None]
-        if any(p.side == BEYOND for p in ends):
-            axes.plot([at], [r.last * 2**0.4], marker="^", color=look.colour, markersize=5, linestyle="")
-        if any(p.side == BELOW for p in ends):
-            axes.plot([at], [r.first / 2**0.3], marker="v", color=look.colour, markersize=5, linestyle="")
+        sides = [p.side for p in _ends(r)]
+        if BEYOND in sides:
+            axes.plot([at], [r.last * 2 ** (AFTER + TIP)], marker="^", color=look.colour, markersize=5, linestyle="")
+        if BELOW in sides:
+            axes.plot([at], [r.first / 2 ** (BEFORE + TIP)], marker="v", color=look.colour, markersize=5, linestyle="")
+
+
+def _ends(found: Reached) -> list[Place]:
+    """An estimate and the ends of its interval, as far as there are any."""
+    return [p for p in (found.estimate, found.low, found.high) if p is not None and p.x == p.x]
 
 
 def _height(place: Place) -> float:
     """Where a place is drawn: outside the measured range a little off its end."""
-    return place.x * 2 ** {BEYOND: 0.4, BELOW: -0.3}.get(place.side, 0.0)
+    return place.x * 2 ** {BEYOND: AFTER, BELOW: -BEFORE}.get(place.side, 0.0)

@@ -12,12 +12,14 @@ from matplotlib.figure import Figure
 from downstream import sentences
 from downstream.blocks import Chart, Section, Table
 from downstream.comparison import METRICS, Point
-from downstream.drawing import BASELINE_COLOUR, STYLE
+from downstream.drawing import BASELINE_COLOUR, STYLE, TICK_SIZE, TITLE_SIZE, hide_unused
+from downstream.lettering import broken, height
 from downstream.sections.view import View, files, prepared
 from downstream.statistics import complete_block
 from downstream.tables import last_step, scores_by_arm
 
 COLUMNS = 3  # panels side by side
+PANEL, PLOT = 2.85, 2.3  # inches of a panel's width, and of its height without the title
 WHOLE_SET = ("auroc", "ap", "f1", "ece", "correlation")  # a pseudo-value of a patient is no score of his
 
 
@@ -43,7 +45,8 @@ def patients(view: View) -> Section | None:
     if not charts:
         return None
     head = ("measure", "labelled", "arm", "better for", "worse for", "lowest", "median", "highest")
-    caption = "Paired differences of patients, each the mean over training seeds and pre-training runs."
+    pooled = any(row["arm"] in view.members for row in data)
+    caption = f"Paired differences of patients, each the mean over {_over(pooled)}."
     table = Table("patients", head, lines, caption, numbers=(1, 3, 4, 5, 6, 7))
     return Section("Patient by patient", [*charts, table], {"patients": data})
 
@@ -65,19 +68,26 @@ def _chart(view: View, measure: str, points: list[Point], found: dict[str, pd.Se
     )
     caption = (
         f"{view.title(measure)} on {sentences.patients_in_words(n)}. A dot a test patient, sorted; each the mean over "
-        f"training seeds{' and pre-training runs' if set(found) & set(view.members) else ''}. Line and band: the mean "
-        "of all with its 95 % interval, which also holds the luck of seeds and subsets that dots do not show."
+        f"{_over(bool(set(found) & set(view.members)))}. Dashed line: the mean of all."
     )
+    if any(p.difference is not None and p.difference.low is not None for p in points):
+        caption += " Band: its 95 % interval, which also holds the luck of seeds and subsets that dots do not show."
     return Chart(files("patients", measure), _draw(view, points, found, what), alt, caption)
+
+
+def _over(pooled: bool) -> str:
+    return f"training seeds{' and pre-training runs' if pooled else ''}"
 
 
 def _draw(view: View, points: list[Point], found: dict[str, pd.Series], what: str) -> Figure:
     columns = min(COLUMNS, len(points))
     count = -(-len(points) // columns)
+    titles = [broken(point.arm, PANEL - 0.3, TITLE_SIZE, bold=True) for point in points]
+    tall = count * (PLOT + height(titles, TITLE_SIZE)) + 0.3
     with rc_context(STYLE):
-        figure = Figure(figsize=(0.7 + 2.85 * columns, 2.5 * count + 0.3), layout="constrained")
+        figure = Figure(figsize=(0.7 + PANEL * columns, tall), layout="constrained")
         axes = figure.subplots(count, columns, squeeze=False, sharey=True)
-        for axis, point in zip(axes.flat, points):
+        for axis, point, name in zip(axes.flat, points, titles):
             values, look = found[point.arm], view.looks[point.arm]
             place = np.arange(1, len(values) + 1)
             axis.axhline(0, color=BASELINE_COLOUR, linewidth=1.2)
@@ -88,11 +98,10 @@ def _draw(view: View, points: list[Point], found: dict[str, pd.Series], what: st
                 axis.axhline(estimate.mean, color=look.colour, linewidth=1.3, linestyle="--")
                 if estimate.low is not None and estimate.high is not None:
                     axis.axhspan(estimate.low, estimate.high, color=look.colour, alpha=0.14, linewidth=0)
-            axis.set_title(point.arm, fontsize=10)
+            axis.set_title(name, fontsize=TITLE_SIZE)
             axis.set_xticks([1, len(values)] if len(values) > 1 else [1])
-        for axis in axes.flat[len(points) :]:
-            axis.set_visible(False)
-        figure.supylabel(what, fontsize=10.5)
+        hide_unused(axes, len(points))
+        figure.supylabel(broken(what, tall - 0.6, TICK_SIZE), fontsize=TICK_SIZE)
         figure.supxlabel("test patients, sorted", fontsize=10.5)
     return figure
 

@@ -14,12 +14,13 @@ from downstream import page, sentences
 from downstream.blocks import Block, Chart, Section, Table
 from downstream.comparison import METRICS, Point, compare
 from downstream.crossing import BELOW, BEYOND, Place
-from downstream.drawing import BASELINE_COLOUR, STYLE, legend
+from downstream.drawing import BASELINE_COLOUR, STYLE, TITLE_SIZE, hide_unused, legend, legend_height
 from downstream.efficiency import SHARE, Reached, learning_speed
 from downstream.sections.numbers import plain_point
 from downstream.sections.view import View, files, grouped, metric_axis, reached_words
 
 COLUMNS = 3  # panels side by side
+ALONE = 5.2  # inches of a figure of one panel, so that a legend fits above it
 Curves = Mapping[int, Sequence[Point]]  # {step: points}
 
 
@@ -40,7 +41,7 @@ def speed(view: View) -> Section | None:
         blocks += [
             page.heading(view.title(measure)),
             *_charts(view, measure, steps, own),
-            page.listing(sentence(group) for group in grouped(own).values()),
+            page.listing(sentence(view, group) for group in grouped(own).values()),
             _table(view, measure, own),
         ]
     if not blocks:
@@ -68,7 +69,7 @@ def place(at: Place | None) -> str:
     return f"{words}{at.x:.0f}"
 
 
-def sentence(group: Sequence[Reached]) -> str:
+def sentence(view: View, group: Sequence[Reached]) -> str:
     """One arm's speed over all amounts of labels."""
     parts = [
         f"{sentences.patients_in_words(r.n_labelled)}: {place(r.estimate)} steps"
@@ -77,12 +78,16 @@ def sentence(group: Sequence[Reached]) -> str:
         if place(r.estimate)
     ]
     reasons = sorted({r.reason for r in group if r.reason})
-    return f"{group[0].arm}, {'; '.join(parts)}" + (f"; no interval ({sentences.join(reasons)})." if reasons else ".")
+    name = view.name(group[0].measure, group[0].arm)
+    return f"{name}, {'; '.join(parts)}" + (f"; no interval ({sentences.join(reasons)})." if reasons else ".")
 
 
 def _table(view: View, measure: str, found: Sequence[Reached]) -> Table:
     head = ("labelled", "arm", "steps", "95 % interval")
-    rows = [(r.n_labelled, r.arm, place(r.estimate), reached_words(place(r.low), place(r.high))) for r in found]
+    rows = [
+        (r.n_labelled, view.name(measure, r.arm), place(r.estimate), reached_words(place(r.low), place(r.high)))
+        for r in found
+    ]
     last = max((r.last for r in found), default=0)
     caption = (
         f"Steps to {100 * SHARE:.0f} % of the final score of {view.baseline(measure)}; scored up to {last:g} steps."
@@ -109,13 +114,13 @@ def _charts(view: View, measure: str, steps: Curves, found: Sequence[Reached]) -
 
 def _chart(view: View, measure: str, network: str, steps: Curves, found: Sequence[Reached]) -> Chart:
     title = view.title(measure, network)
-    ends = "; ".join(sentence(group) for group in grouped(found).values())
+    ends = "; ".join(sentence(view, group) for group in grouped(found).values())
     alt = f"{title}: score against steps, a panel for each amount of labels. {ends}"
-    caption = (
-        f"{title}: mean {METRICS[view.leading(measure)].name} on the test patients against optimiser "
-        "steps. Bands: 95 % intervals of each point. Dashed: "
-        f"{100 * SHARE:.0f} % of the final score of {view.baseline(measure)}."
-    )
+    shown = [p for points in steps.values() for p in points]
+    caption = f"{title}: mean {METRICS[view.leading(measure)].name} on the test patients against optimiser steps."
+    caption += " Bands: 95 % intervals of each point." if any(p.score.low is not None for p in shown) else ""
+    if any(p.is_baseline for p in shown):
+        caption += f" Dashed grey line: {100 * SHARE:.0f} % of the final score of {view.baseline(measure)}."
     return Chart(files("learning_speed", measure, network), _draw(view, measure, steps), alt, caption)
 
 
@@ -125,7 +130,9 @@ def _draw(view: View, measure: str, steps: Curves) -> Figure:
     lines = -(-len(amounts) // columns)
     arms = view.arms([p for points in steps.values() for p in points])
     with rc_context(STYLE):
-        figure = Figure(figsize=(0.7 + 2.85 * columns, 2.6 * lines + 0.6), layout="constrained")
+        wide = max(0.7 + 2.85 * columns, ALONE)
+        tall = 2.6 * lines + 0.4 + legend_height([view.name(measure, arm) for arm in arms], wide)
+        figure = Figure(figsize=(wide, tall), layout="constrained")
         axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
         for axis, n in zip(axes.flat, amounts):
             for arm in arms:
@@ -134,9 +141,8 @@ def _draw(view: View, measure: str, steps: Curves) -> Figure:
             finals = [p.score.mean for p in list(steps.values())[-1] if p.is_baseline and p.n_labelled == n]
             for final in finals:
                 axis.axhline(SHARE * final, color=BASELINE_COLOUR, linewidth=1, linestyle="--")
-            axis.set_title(sentences.patients_in_words(n), fontsize=10)
-        for axis in axes.flat[len(amounts) :]:
-            axis.set_visible(False)
+            axis.set_title(sentences.patients_in_words(n), fontsize=TITLE_SIZE)
+        hide_unused(axes, len(amounts))
         figure.supylabel(metric_axis(view.leading(measure)), fontsize=10.5)
         figure.supxlabel("optimiser steps", fontsize=10.5)
         legend(figure, axes[0, 0])

@@ -18,7 +18,8 @@ from matplotlib.patches import Rectangle
 from downstream import page, sentences
 from downstream.blocks import Chart, Section, Table
 from downstream.comparison import METRICS, Point, compare
-from downstream.drawing import COLOURS, INK, STYLE
+from downstream.drawing import COLOURS, INK, STYLE, TICK_SIZE, TITLE_SIZE, hide_unused
+from downstream.lettering import broken, height, width
 from downstream.results import MEAN_FOREGROUND
 from downstream.sections.numbers import between
 from downstream.sections.view import MARKS, View, files
@@ -26,7 +27,9 @@ from downstream.tables import last_step
 
 BETTER, WORSE = COLOURS[0], COLOURS[1]
 STRONGEST = 0.75  # opacity of the largest difference: text stays legible on it, the page light or dark
-PANEL = 4  # panels side by side at most
+COLUMNS, WIDEST = 4, 11.2  # panels side by side at most, and inches of the figure, where a panel is not wider itself
+CELL, ROW = 0.62, 0.34  # inches of a cell
+NARROWEST, NAMES = 2.0, 3.0  # inches: a panel, so that its title has room with one amount of labels; names of targets
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,8 @@ Cells = dict[tuple[str, int, Target], Point]  # {(arm, labelled patients, target
 def transfer(views: Sequence[View]) -> Section:
     """The matrix over several data sets, a chart and a table a measure that trains or probes on all of them."""
     intro = (
-        "Paired difference to the arm without pre-training, target by target. Bold: the 95 % interval of that cell "
-        "alone excludes zero; among many cells some do so by chance."
+        "Paired difference to the arm without pre-training, target by target. Intervals hold for each cell alone: "
+        "among many cells some exclude zero by chance."
     )
     return _section("Transfer matrix", intro, views)
 
@@ -57,7 +60,10 @@ def targets(view: View) -> Section | None:
     """The same for the classes of one data set; None where there is but one."""
     found = [label for label in view.evaluation.results["label"].unique() if label and label != MEAN_FOREGROUND]
     dice = view.evaluation.results["metric"].eq("dice").any()
-    intro = "Paired difference to the arm without pre-training, class by class. Bold: the interval excludes zero."
+    intro = (
+        "Paired difference to the arm without pre-training, class by class. Intervals hold for each cell alone: among "
+        "many cells some exclude zero by chance."
+    )
     return _section("Target by target", intro, [view]) if len(found) > 1 and dice else None
 
 
@@ -101,39 +107,50 @@ def _chart(view: View, measure: str, cells: Cells, several: bool) -> Chart:
         f"{best[0][2].words(several)} at {sentences.patients_in_words(best[0][1])}, {_value(best[1])}. All numbers are "
         "in the table below."
     )
-    caption = (
-        f"{view.title(measure)}: difference to {view.baseline(measure)} by target and labelled patients. Blue: better, "
-        "orange: worse, the stronger the larger. Bold: its interval excludes zero."
-    )
+    caption = f"{view.title(measure)}: difference to {view.baseline(measure)} by target and labelled patients."
+    caption += f" {_key(list(cells.values()))}"
     name = files("transfer" if several else "targets", measure)
     return Chart(name, _draw(cells, arms, rows, several), alt, caption)
+
+
+def _key(points: Sequence[Point]) -> str:
+    """What colours and bold numbers mean, those alone that are drawn."""
+    gains = [_gain(point) for point in points]
+    kinds = [
+        word for word, drawn in (("blue: better", max(gains) > 0), ("orange: worse", min(gains) < 0)) if drawn
+    ]  # fmt: skip
+    colours = f"{', '.join(kinds).capitalize()}, the stronger the larger. " if kinds else ""
+    sure = any(point.verdict() in MARKS for point in points)
+    return colours + ("Bold: its interval excludes zero." if sure else "No interval of these excludes zero.")
 
 
 def _draw(cells: Cells, arms: Sequence[str], rows: Sequence[Target], several: bool) -> Figure:
     amounts = sorted({n for _, n, _ in cells})
     largest = max(abs(_gain(point)) for point in cells.values()) or 1.0
-    names = [row.words(several) for row in rows]
-    columns = min(len(arms), PANEL)
+    names = [broken(row.words(several), NAMES, TICK_SIZE) for row in rows]
+    left = max(width(line, TICK_SIZE) for name in names for line in name.split("\n")) + 0.2
+    panel = max(CELL * len(amounts) + 0.25, NARROWEST)
+    columns = max(1, min(len(arms), COLUMNS, int((WIDEST - left) / panel)))
     lines = -(-len(arms) // columns)
-    left = 0.085 * max(len(name) for name in names) + 0.2
+    titles = [broken(arm, panel - 0.2, TITLE_SIZE, bold=True) for arm in arms]
+    row = max(ROW, height(names, TICK_SIZE) + 0.06)
     with rc_context(STYLE | {"axes.grid": False}):
-        size = (left + columns * (0.62 * len(amounts) + 0.25), lines * (0.34 * len(rows) + 0.75) + 0.3)
+        size = (left + columns * panel, lines * (row * len(rows) + height(titles, TITLE_SIZE) + 0.6) + 0.3)
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots(lines, columns, squeeze=False, sharey=True, sharex=True)
-        for axis, arm in zip(axes.flat, arms):
-            axis.set_title(arm, fontsize=10)
-            for y, row in enumerate(rows):
+        for axis, arm, title in zip(axes.flat, arms, titles):
+            axis.set_title(title, fontsize=TITLE_SIZE)
+            for y, target in enumerate(rows):
                 for x, n in enumerate(amounts):
-                    if (arm, n, row) in cells:
-                        _cell(axis, x, y, cells[arm, n, row], largest)
-            axis.set(xlim=(-0.5, len(amounts) - 0.5), ylim=(len(rows) - 0.5, -0.5))
+                    if (arm, n, target) in cells:
+                        _cell(axis, x, y, cells[arm, n, target], largest)
+            axis.set(xlim=(-0.5, (panel - 0.25) / CELL - 0.5), ylim=(len(rows) - 0.5, -0.5))
             axis.set_xticks(range(len(amounts)), [str(n) for n in amounts])
             axis.set_yticks(range(len(rows)), names)
             axis.tick_params(length=0)
             axis.spines[:].set_visible(False)
-        for axis in axes.flat[len(arms) :]:
-            axis.set_visible(False)
-        figure.supxlabel("labelled patients", fontsize=10.5)
+        hide_unused(axes, len(arms))
+        figure.supxlabel("labelled patients", fontsize=TICK_SIZE)
     return figure
 
 

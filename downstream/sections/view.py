@@ -11,7 +11,7 @@ import pandas as pd
 from downstream.comparison import METRICS, Point, Trial, compare, prepare, search
 from downstream.drawing import Look, looks
 from downstream.efficiency import Reached
-from downstream.evaluation import Evaluation
+from downstream.evaluation import Evaluation, readable
 from downstream.jackknife import pseudo_rows
 from downstream.tables import MEMBER, SCRATCH, last_step, pooled_baselines, rows_of_test
 from downstream.volume_metrics import PREDICTION, TRUTH
@@ -116,8 +116,12 @@ class View:
         return amounts[(len(amounts) - 1) // 2]
 
 
-def view(evaluation: Evaluation) -> View:
-    """Compute all that a report says. Raises ValueError when there is no row of the test patients."""
+def view(evaluation: Evaluation, beside: Sequence[Evaluation] = ()) -> View:
+    """Compute all that a report says of an evaluation, `beside` others.
+
+    Raises ValueError when there is no row of the test patients.
+    """
+    evaluation = readable(evaluation, beside)
     baselines = evaluation.baselines
     tested = scored(evaluation.results)
     last = last_step(tested)

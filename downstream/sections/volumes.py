@@ -13,12 +13,14 @@ from matplotlib.figure import Figure
 
 from downstream import sentences
 from downstream.blocks import Chart, Section
-from downstream.drawing import BASELINE_COLOUR, INK, STYLE
+from downstream.drawing import BASELINE_COLOUR, INK, STYLE, hide_unused
+from downstream.lettering import broken, height
 from downstream.sections.view import View, files
 from downstream.tables import last_step
 from downstream.volume_metrics import PREDICTION, TRUTH, bins_for, units
 
 COLUMNS = 4  # panels side by side
+PANEL, TITLE_SIZE = 2.15, 9.5  # inches of a panel with its numbers, points of its title
 
 
 @dataclass(frozen=True)
@@ -91,21 +93,27 @@ def _chart(view: View, measure: str, n: int, found: dict[str, Outcomes], regress
             "is what it says, below it is too sure. The bins are few and patients recur: small departures mean "
             "nothing. The calibration error with its interval is under Numbers."
         )
-        parts = [f"{arm}: {'; '.join(f'{p:.2f} said, {t:.2f} true' for p, t, _ in reliability(own))}"
-                 for arm, own in found.items()]  # fmt: skip
+        parts = []
+        for arm, own in found.items():
+            bins = "; ".join(f"{given:.2f} said, {true:.2f} true" for given, true, _ in reliability(own))
+            parts.append(f"{view.name(measure, arm)}: {bins}")
         alt = f"{where}: calibration. {'. '.join(parts)}."
-    return Chart(files("calibration" if not regression else "regression", measure), _draw(view, found, regression), alt,
-                 caption)  # fmt: skip
+    name = files("calibration" if not regression else "regression", measure)
+    return Chart(name, _draw(view, measure, found, regression), alt, caption)
 
 
-def _draw(view: View, found: dict[str, Outcomes], regression: bool) -> Figure:
+def _draw(view: View, measure: str, found: dict[str, Outcomes], regression: bool) -> Figure:
     columns = min(COLUMNS, len(found))
     lines = -(-len(found) // columns)
+    titles = {arm: broken(view.name(measure, arm), PANEL - 0.4, TITLE_SIZE, bold=True) for arm in found}
     with rc_context(STYLE):
-        figure = Figure(figsize=(0.6 + 2.15 * columns, 2.3 * lines + 0.3), layout="constrained")
+        tall = lines * (PANEL + height([*titles.values()], TITLE_SIZE)) + 0.5  # so that panels are square
+        figure = Figure(figsize=(0.6 + PANEL * columns, tall), layout="constrained")
         axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
         values = np.concatenate([np.concatenate([own.predicted, own.true]) for own in found.values()])
         ends = [float(values.min()), float(values.max())] if regression else [0.0, 1.0]
+        rim = 0.05 * (ends[1] - ends[0] or 1.0)
+        limits = (ends[0] - rim, ends[1] + rim)
         for axis, (arm, own) in zip(axes.flat, found.items()):
             look = view.looks.get(arm)
             colour = look.colour if look else INK
@@ -117,10 +125,9 @@ def _draw(view: View, found: dict[str, Outcomes], regression: bool) -> Figure:
                 axis.plot(
                     [p for p, _, _ in points], [t for _, t, _ in points], color=colour, marker="o", markersize=4.5
                 )
-            axis.set_title(arm, fontsize=9.5)
-            axis.set_aspect("equal", adjustable="box")
-        for axis in axes.flat[len(found) :]:
-            axis.set_visible(False)
+            axis.set_title(titles[arm], fontsize=TITLE_SIZE)
+            axis.set(xlim=limits, ylim=limits)  # an aspect of the axes would put long titles outside the figure
+        hide_unused(axes, len(found))
         figure.supxlabel("truth" if regression else "probability given", fontsize=10.5)
         figure.supylabel("prediction" if regression else "share that was true", fontsize=10.5)
     return figure

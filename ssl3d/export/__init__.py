@@ -6,6 +6,8 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ssl3d.known_warnings import hide_known_warnings
+
 if TYPE_CHECKING:
     from ssl3d.export.report import ExportReport
 
@@ -44,6 +46,7 @@ def export(
     `strict`: refuse what is not copied bit by bit. An earlier export to `to` in `out` is replaced; other files stay.
     Raises ValueError naming the option, file or tensor that cannot be; FileNotFoundError when there is no such run.
     """
+    hide_known_warnings()
     from ssl3d.checkpoint import is_foreign
     from ssl3d.export.folder import check_folder
     from ssl3d.models.transfer import MINIMUM

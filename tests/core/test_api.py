@@ -6,6 +6,7 @@ import inspect
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -88,6 +89,14 @@ def test_mistakes_are_sentences_that_name_the_key(tiny):
         ssl3d.convert("NOWHERE", "my.zarr")
     with pytest.raises(FileNotFoundError, match="NOSUITE"):
         ssl3d.evaluate("NOWHERE", "NOSUITE", "out")
+
+
+@pytest.mark.parametrize("call", [lambda: cli.main(["evaluate", "run", "--suite", "s", "--out", "eval"]),
+                                  lambda: ssl3d.evaluate("run", "s", "eval")], ids=["command", "Python"])  # fmt: skip
+def test_an_evaluation_says_once_where_its_report_is(call, monkeypatch, capsys):
+    monkeypatch.setattr(downstream, "evaluate", lambda *_: Path("eval/report.html"))
+    assert call() in (0, Path("eval/report.html"))
+    assert capsys.readouterr().out == "eval/report.html\n"
 
 
 def test_a_namesake_that_hides_our_packages_is_refused(tmp_path):

@@ -6,7 +6,7 @@ Unlike synthetic_evaluation.py it has everything a report can show at once; its 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +33,10 @@ MEASURES = {
 }
 
 
-def arms(methods: Mapping[str, tuple[int, float, float]] = METHODS) -> dict[str, tuple[str, int | None]]:
+def arms() -> dict[str, tuple[str, int | None]]:
     """{arm: (method, run's seed)}, scratch first."""
     found: dict[str, tuple[str, int | None]] = {"scratch": ("", None)}
-    for method, (runs, *_) in methods.items():
+    for method, (runs, *_) in METHODS.items():
         for run in range(runs):
             found[f"{method.lower()}-{run}" if runs > 1 else method.lower()] = (f"{method}-0a1b2c", run)
     return found

@@ -24,8 +24,8 @@ def test_arms_and_their_order_do_not_depend_on_the_order_of_runs(tmp_path):
     assert [a.name for a in arms if not a.is_scratch] == ["a", "b", "c"]
     baselines = {a.name: a.baseline for a in arms}
     assert baselines["a"] == baselines["b"] != baselines["c"]  # each network has its own scratch
-    kind = arms[0].spec.target.rpartition(".")[2]
-    assert sorted(a.name for a in arms if a.is_scratch) == sorted(f"scratch-{kind}-{a.digest[:6]}" for a in arms[:2])
+    assert {a.name for a in arms if a.is_scratch} == {"scratch-ResEncUNet 4-8", "scratch-ResEncUNet 4-10"}
+    assert baselines["c"] == "scratch-ResEncUNet 4-10" and arms[-1].to_json()["architecture"]["channels"] == [4, 6, 10]
     only = make_arms(runs[:2])
     assert only[0].name == "scratch" and only[0].pretrain_seed is None and only[1].pretrain_seed == 2
     assert only[1].provenance["steps"] == 5 and only[1].parameters == only[0].parameters

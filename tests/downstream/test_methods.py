@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from downstream.methods import method_of, shown
+from downstream.methods import method_of
 
 RECIPE = {
     "run": {"dir": "runs/a", "steps": 100, "seed": 0, "trackers": [], "precision": "auto"},
@@ -65,11 +65,3 @@ def test_a_run_that_stopped_early_is_another_method():
 def test_weights_without_a_recipe():
     assert method_of({"imported": {}}, "abcdef0123") == "weights-abcdef"
     assert method_of({}) == ""
-
-
-def test_names_are_as_short_as_they_may_be():
-    assert shown(["MAE-000001", "MAE-000002", "SimCLR-00000a"]) == {
-        "MAE-000001": "MAE-000001",
-        "MAE-000002": "MAE-000002",
-        "SimCLR-00000a": "SimCLR",
-    }

@@ -97,6 +97,13 @@ def test_what_is_said_of_labels_and_steps(out, data):
     assert "smallest possible" in page and "labelled subset with its seed" not in page
 
 
+def test_captions_describe_what_is_drawn(out):
+    page = (out / "report.html").read_text()
+    for words in ("Thin lines: single pre-training runs", "Bars: 95 % intervals", "An arrow up", "Bands: 95 %",
+                  "Dashed line: the mean of all. Band: its 95 % interval", "Bold: its interval"):  # fmt: skip
+        assert words in page, words
+
+
 def test_the_page_is_accessible_and_small(out):
     page = (out / "report.html").read_text()
     assert len(page) < 2_000_000
