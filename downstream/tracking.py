@@ -23,7 +23,7 @@ def track(context: Context, arms: list[Arm]) -> None:
     if settings.mode in ("auto", "disabled"):
         return
     results = read_results(context.out)
-    points = compare(results, {arm.name: arm.baseline for arm in arms})
+    points = compare(results, {arm.name: arm.baseline for arm in arms}, pool=False)  # a run of wandb an arm
     import wandb
 
     try:

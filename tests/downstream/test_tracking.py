@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import wandb
 from shapes_store import suite_values
@@ -70,6 +71,23 @@ def test_every_arm_is_a_run_of_one_group(finished, begun):
     ]
     assert scores[1]["finetune/dice"] == expected
     assert "patient" not in table["results"].columns and len(table["results"].data) > 100
+
+
+def test_runs_of_one_method_have_their_own_scores(tmp_path, begun):
+    """The report pools three or more of a method; here each arm is a run of wandb, and tells its own."""
+    names = ["mae_0", "mae_1", "mae_2"]
+    out = write_evaluation(tmp_path / "out", rows({name: {4: 0.1} for name in names}, patients=4), pictures=0)
+    table = pd.read_csv(out / "results.csv", dtype=str, keep_default_na=False)
+    table.loc[table["arm"] != "scratch", "method"] = "MAE-1"
+    for number, name in enumerate(names):
+        table.loc[table["arm"] == name, ["run", "pretrain_seed"]] = [f"runs/{name}", str(number)]
+    table.to_csv(out / "results.csv", index=False)
+    suite = load_suite(suite_values(tmp_path / "s.zarr", tmp_path / "split.json"), ["wandb.mode=online"])
+    arms = [Arm("scratch", "", BackboneSpec("x"), "d", "scratch", 10)]
+    arms += [Arm(name, "", BackboneSpec("x"), name, "scratch", 10) for name in names]
+    track(SimpleNamespace(suite=suite, out=out), arms)
+    assert [run.settings["name"] for run in begun] == ["scratch", *names]
+    assert all("finetune/dice" in run.lines[0] for run in begun), "each arm has scores of its own"
 
 
 @pytest.mark.parametrize("overrides", [[], ["wandb.mode=disabled"]])
