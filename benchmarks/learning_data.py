@@ -19,7 +19,8 @@ PHANTOM_SEED = 2  # not 0 (the anatomy was designed on it), not 1 (the quickstar
 # {quick: patients of which validation and test are drawn, how many, how many more have been tested, and how many more
 # are tested in their place}. The figures of the 20 and the 60 tested before had been seen when settings were changed.
 PHANTOM_PATIENTS = {False: (60, 10, 20, 60, 60), True: (20, 0, 8, 0, 0)}
-PATHOLOGY_SEED, PATHOLOGY_PATIENTS = 3, (140, 20, 60)  # all, validation, test
+# {name: (seed, (all, validation, test))}
+PATHOLOGY = {"pathology": (3, (140, 20, 60)), "pathology_many": (11, (720, 20, 400))}
 CT_SPACING_MM = 3.0  # of the labelled CT
 DATA = {"phantom": "phantom", "hippocampus": "hippocampus", "ct": "one CT"}  # {name: title}, of bench_learning.py
 SLAB, MARGIN = 3, 10  # labelled slices of a piece of the labelled CT, and unlabelled ones on either side of it
@@ -62,8 +63,8 @@ def prepare(name: str, folder: Path, real: Path, quick: bool = False) -> Data:
     folder.mkdir(parents=True, exist_ok=True)
     if name == "phantom":
         return _phantom(folder, quick)
-    if name == "pathology":
-        return _pathology(folder)
+    if name in PATHOLOGY:
+        return _pathology(name, folder)
     return {"hippocampus": _hippocampus, "ct": _ct}[name](folder, real)
 
 
@@ -79,13 +80,13 @@ def _phantom(folder: Path, quick: bool) -> Data:
     return Data("phantom", store, store, split, True, 8, (56, 56, 56), subsets=10)
 
 
-def _pathology(folder: Path) -> Data:
-    store = folder / "pathology.zarr"
-    patients, validation, test = PATHOLOGY_PATIENTS
+def _pathology(name: str, folder: Path) -> Data:
+    store = folder / f"{name}.zarr"
+    seed, (patients, validation, test) = PATHOLOGY[name]
     if not store.exists():
-        write_pathology(store, patients, PATHOLOGY_SEED)
-    split = _split(folder / "pathology_split.json", store, validation, test)
-    return Data("pathology", store, store, split, True, 16, (32, 32, 32))
+        write_pathology(store, patients, seed)
+    split = _split(folder / f"{name}_split.json", store, validation, test)
+    return Data(name, store, store, split, True, 16, (32, 32, 32))
 
 
 def _hippocampus(folder: Path, real: Path) -> Data:

@@ -16,7 +16,7 @@ RESENC, VIT = "resenc", "vit"
 # Of a study that is not called as its data.
 DATA_OF = dict.fromkeys(("beyond", "onward", "matched", "longer"), "hippocampus")
 CROP = (24, 32, 24)
-PATCH = {"hippocampus": CROP, "phantom": (32, 32, 32), "pathology": (32, 32, 32), "ct": (32, 32, 32)}
+PATCH = {"hippocampus": CROP} | dict.fromkeys(("phantom", "pathology", "pathology_many", "ct"), (32, 32, 32))
 SHARED = (
     f"run.steps={STEPS}", "run.log_every=50", "run.checkpoint_every=500", "optim.name=adamw", "optim.lr=2e-3",
     "optim.schedule=cosine", "optim.warmup_steps=100", "data.batch_size=2",
@@ -140,6 +140,7 @@ RUNS: dict[str, dict[tuple[str, str], int]] = {
         ("position_mae", RESENC): 1, ("mae", RESENC): 1, ("volume_fusion", RESENC): 1, ("mae", VIT): 1,
     },
     "pathology": {("position_mae", RESENC): 1, ("mae", RESENC): 1, ("mae", VIT): 1},
+    "pathology_many": {("mae", RESENC): 3, ("position_mae", RESENC): 1, ("mae", VIT): 1},
     "ct": {("position_mae", RESENC): 1, ("mae", RESENC): 1},
 }  # fmt: skip
 

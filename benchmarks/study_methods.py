@@ -49,6 +49,8 @@ TABLES = (
     Compared("Phantom, Dice", ("phantom",), "dice", (("probe", 1), ("probe", 4), ("probe", 16), ("finetune", 4))),
     Compared("Phantom pathology, AUROC", ("pathology",), "auroc",
              (("probe", 4), ("probe", 16), ("neighbours", 16), ("finetune", 16))),
+    Compared("Phantom pathology with more patients, AUROC", ("pathology_many",), "auroc",
+             (("probe", 16), ("probe", 64), ("probe", 256), ("neighbours", 256), ("finetune", 256))),
 )  # fmt: skip
 # Measures of a study that another one repeated, which counts: larger windows than were trained on mixed something in.
 INSTEAD = {("hippocampus", "finetune"): "matched"}
