@@ -21,6 +21,7 @@ from downstream.finetune import WORK
 from downstream.jobs import Pool, count_workers
 from downstream.measure import Choice, choice_words
 from downstream.methods import method_of
+from downstream.pace import Pace
 from downstream.plan import best_choices, final_cells, search_cells
 from downstream.planning import describe_plan
 from downstream.report import write_report
@@ -107,7 +108,7 @@ def _evaluate(context: Context, split: Split, arms: list[Arm], warnings: list[st
     total = len(planned) + len(search)
     crew = Pool(run_job, context, workers, suite.threads, suite.scheduler)
     with crew as pool, progress(f"evaluate {suite.name}", total) as bar:
-        meter = _Meter(bar, total)
+        meter = _Meter(bar, total, Pace.of(context, [*planned, *search], workers))
         _run(pool, first, meter, len(now) + len(search))
         choices = best_choices(context, arms, _search_results(context, search))
         tests = final_cells(context, split, arms, choices)
@@ -160,11 +161,13 @@ class _Meter:
 
     bar: Meter
     total: int
+    pace: Pace
     count: int = 0
 
     def add(self, job: Job) -> None:
         self.count += len(job.cells)
-        self.bar.update(min(self.count, self.total), describe(job.cells[-1]))
+        self.pace.finish(job.cells)
+        self.bar.update(min(self.count, self.total), describe(job.cells[-1]), self.pace.left())
 
 
 def _run(pool: Pool, jobs: Sequence[Job], meter: _Meter, end: int) -> None:

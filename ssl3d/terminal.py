@@ -8,7 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 LINE_SECONDS = 60.0  # off a terminal, at most one progress line in this time
 
@@ -42,16 +51,27 @@ def duration(seconds: float) -> str:
 class Meter(Protocol):
     """What `progress` hands out."""
 
-    def update(self, done: int, note: str = "") -> None:
-        """`done` of the total; `note` is shown at the end of the line."""
+    def update(self, done: int, note: str = "", left: str | None = None) -> None:
+        """`done` of the total; `note` is shown at the end of the line.
+
+        `left`: "about 3 h left", for who knows better than the mean pace (empty: nobody knows yet).
+        """
+
+
+class _Left(TimeRemainingColumn):
+    """What the caller says is left, else by the mean pace."""
+
+    def render(self, task: Task) -> Text:
+        left = task.fields["left"]
+        return super().render(task) if left is None else Text(left, style="progress.remaining")
 
 
 class _Bar:
     def __init__(self, bar: Progress, task: int) -> None:
         self.bar, self.task = bar, task
 
-    def update(self, done: int, note: str = "") -> None:
-        self.bar.update(self.task, completed=done, note=note)  # type: ignore[arg-type]
+    def update(self, done: int, note: str = "", left: str | None = None) -> None:
+        self.bar.update(self.task, completed=done, note=note, left=left)  # type: ignore[arg-type]
 
 
 class _Lines:
@@ -59,25 +79,26 @@ class _Lines:
         self.what, self.total, self.last = what, total, time.monotonic()
         self.first: tuple[int, float] | None = None  # done at the first update, and when that was
 
-    def update(self, done: int, note: str = "") -> None:
+    def update(self, done: int, note: str = "", left: str | None = None) -> None:
         now = time.monotonic()
         if self.first is None:
             self.first = done, now
         if now - self.last >= LINE_SECONDS or done == self.total:
             self.last = now
-            say(f"{self.what}: {done} of {self.total} {note}".rstrip() + self._left(done, now))
+            left = self._left(done, now) if left is None else left
+            say(f"{self.what}: {done} of {self.total} {note}".rstrip() + (f", {left}" if left else ""))
 
     def _left(self, done: int, now: float) -> str:
-        """', about 3 h left', at the mean pace since the first update of this process."""
+        """ "about 3 h left", at the mean pace since the first update of this process."""
         assert self.first is not None
         gone, seconds = done - self.first[0], now - self.first[1]
         if done >= self.total or gone <= 0:
             return ""
-        return f", about {duration((self.total - done) * seconds / gone)} left"
+        return f"about {duration((self.total - done) * seconds / gone)} left"
 
 
 class _Silent:
-    def update(self, done: int, note: str = "") -> None:
+    def update(self, done: int, note: str = "", left: str | None = None) -> None:
         """Nothing: another rank or a worker shows the progress."""
 
 
@@ -91,7 +112,7 @@ def progress(what: str, total: int, show: bool = True) -> Iterator[Meter]:
     else:
         columns = (
             TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("<"),
-            TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+            _Left(), TextColumn("{task.fields[note]}"),
         )  # fmt: skip
         with Progress(*columns) as bar:
-            yield _Bar(bar, bar.add_task(what, total=total, note=""))
+            yield _Bar(bar, bar.add_task(what, total=total, note="", left=None))
