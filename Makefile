@@ -18,7 +18,6 @@ help: ## list these commands
 
 quickstart: $(STAMP) ## the whole pipeline on synthetic anatomy, minutes on a laptop CPU; OUT=DIR
 	@$(BIN)/ssl3d quickstart --out $(OUT)
-	@echo "report: $(OUT)/evaluate/report.html"
 
 install: $(STAMP) ## make .venv with what constraints.txt pins
 
