@@ -45,7 +45,7 @@ def augmentation(change: str) -> Compose:
 def oblique(batch: RegionBatch) -> RegionBatch:
     """The batch with scans that lie askew in the scanner, each in its own way."""
     affine = batch.affine.clone()
-    turns = Rotation.random(len(batch), rng=np.random.default_rng(0)).as_matrix()
+    turns = Rotation.from_quat(np.random.default_rng(0).normal(size=(len(batch), 4))).as_matrix()
     affine[:, :3, :3] = torch.from_numpy(turns) @ affine[:, :3, :3]
     return batch.replace(affine=affine)
 
