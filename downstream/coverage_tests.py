@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from downstream.coverage import simulate
 from downstream.crossing import BELOW, BEYOND, crossing, reach
-from downstream.jackknife import pseudo_values
+from downstream.jackknife import values_of
 from downstream.permutation import holm, permutation_test
 from downstream.statistics import LEVEL, half_widths, p_value
-from downstream.volume_metrics import CLASSIFICATION, calibration_gaps
+from downstream.volume_metrics import CLASSIFICATION
 from ssl3d.seeding import numpy_generator
 
 Array = NDArray[np.float64]
@@ -133,11 +133,8 @@ def set_metric(
             for s in range(replicates):
                 positive = 1 / (1 + np.exp(-2 * logits[arm, s]))
                 prediction = np.stack([1 - positive, positive], 1)
-                if metric == "ece":
-                    tables[i, arm, s] = calibration_gaps(truth, prediction)
-                else:
-                    found = pseudo_values(truth, prediction, np.arange(patients), function)
-                    tables[i, arm, s] = [found[str(p)] for p in range(patients)]
+                found = values_of(metric, truth, prediction, np.arange(patients))
+                tables[i, arm, s] = [found[str(p)] for p in range(patients)]
                 values[i, arm, s] = function(truth, prediction)
     mean, half = half_widths(tables[:, 0] - tables[:, 1])
     single, width = half_widths(tables[:, 0])

@@ -25,12 +25,14 @@ from downstream.volume_metrics import (
     CLASSIFICATION,
     PREDICTION,
     REGRESSION,
+    SET_METRICS,
     TRUTH,
     calibration_gaps,
     units,
 )
 
-SetMetric = Callable[[NDArray[np.float64], NDArray[np.float64]], float]
+Array = NDArray[np.float64]
+SetMetric = Callable[[Array, Array], float]
 
 
 def pseudo_values(truth: ArrayLike, prediction: ArrayLike, patients: ArrayLike, metric: SetMetric) -> dict[str, float]:
@@ -58,6 +60,13 @@ def parts_of_mean(values: ArrayLike, patients: ArrayLike) -> dict[str, float]:
     return {str(name): float(part) for name, part in zip(names, sums * len(names) / len(values))}
 
 
+def values_of(name: str, truth: Array, prediction: Array, patients: ArrayLike) -> dict[str, float]:
+    """{patient: value} of the metric called `name`, whose mean stands for the set's: the way that fits the metric."""
+    if name == "ece":
+        return parts_of_mean(calibration_gaps(truth, prediction), patients)
+    return pseudo_values(truth, prediction, patients, SET_METRICS[name])
+
+
 def pseudo_rows(results: pd.DataFrame, metrics: Collection[str] | None = None) -> pd.DataFrame:
     """Rows (COLUMNS) of each set-level metric, one a patient, from the prediction and truth rows of each training.
 
@@ -73,10 +82,7 @@ def pseudo_rows(results: pd.DataFrame, metrics: Collection[str] | None = None) -
         found = units(cell)
         functions = REGRESSION if found.is_regression else CLASSIFICATION
         for name in functions if metrics is None else [name for name in functions if name in metrics]:
-            if name == "ece":
-                pseudo = parts_of_mean(calibration_gaps(found.truth, found.prediction), found.patients)
-            else:
-                pseudo = pseudo_values(found.truth, found.prediction, found.patients, functions[name])
+            pseudo = values_of(name, found.truth, found.prediction, found.patients)
             own = pd.DataFrame({"patient": list(pseudo), "value": list(pseudo.values())})
             tables.append(own.assign(**about, case=own["patient"], domain="", label="", metric=name))
     if not tables:

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from downstream.context import Cell, Context
+from downstream.context import TEST, Cell, Context
 from downstream.scoring import done
 from downstream.times import read_seconds
 from ssl3d.terminal import duration
@@ -24,11 +24,12 @@ class Pace:
 
     @classmethod
     def of(cls, context: Context, cells: Sequence[Cell], workers: int) -> Pace:
-        """Of the cells of a plan; one that waits for a search is finished when any of its choices is."""
+        """Of the cells of a plan; one of the test is finished with any choice, for its search may be still to come."""
         pace = cls(context, workers)
         for cell in {context.key(cell): cell for cell in cells}.values():
-            choices = [replace(cell, choice=choice) for choice in context.measure(cell).grid()]
-            finished = next((one for one in (cell, *choices) if done(context, one)), None)
+            choices = context.measure(cell).grid() if cell.split == TEST else [cell.choice]
+            tried = (replace(cell, choice=choice) for choice in choices)
+            finished = next((one for one in tried if done(context, one)), None)
             if finished is None:
                 pace.to_do[cell.measure] += 1
             else:

@@ -71,6 +71,11 @@ def baseline_in_words(point: Point) -> str:
     return point.without or BASELINES.get(point.measure, point.baseline)
 
 
+def measure_in_words(point: Point) -> str:
+    """ "Linear probe", as the evaluation calls it."""
+    return point.title or MEASURES.get(point.measure, point.measure)
+
+
 def patients_in_words(n: int) -> str:
     return f"{n} labelled patient{'' if n == 1 else 's'}"
 
@@ -122,7 +127,7 @@ def summary(points: Sequence[Point]) -> str:
     if not points:
         raise ValueError("there is no comparison to summarise")
     first, other = points[0], baseline_in_words(points[0])
-    measure = first.title or MEASURES.get(first.measure, first.measure)
+    measure = measure_in_words(first)
     words = {
         "better": f"better than {other}",
         "worse": f"worse than {other}",
@@ -175,9 +180,8 @@ def guessing(points: Sequence[Point]) -> str | None:
         return all(s.low is not None and s.high is not None and s.low <= level <= s.high for s in scores)
 
     amounts = [n for n in dict.fromkeys(p.n_labelled for p in points) if guessed(n)]
-    measure = first.title or MEASURES.get(first.measure, first.measure)
     return (
-        f"{measure}: {_where(amounts)} no arm, pre-trained or not, is distinguishable from guessing "
+        f"{measure_in_words(first)}: {_where(amounts)} no arm, pre-trained or not, is distinguishable from guessing "
         f"({METRICS[first.metric].name} {level:g}), so nothing can be said there about which learns more."
         if amounts
         else None

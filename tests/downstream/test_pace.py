@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from downstream.context import Cell
+from downstream.context import VALIDATION, Cell
 from downstream.pace import Pace
 from downstream.results import CELLS
 from downstream.times import write_seconds
@@ -54,6 +55,12 @@ def test_what_was_finished_before_is_timed_and_not_to_do(context):
     for training in trainings:
         _finish(context, training, 60.0)
     assert Pace.of(context, trainings, workers=1).left() == ""
+
+
+def test_a_choice_of_the_search_says_nothing_of_another(context):
+    search = [replace(_cell("finetune", 0, choice), split=VALIDATION) for choice in ((("lr", 0.1),), (("lr", 0.2),))]
+    _finish(context, search[1], 600.0)
+    assert Pace.of(context, search, workers=1).left() == "about 10 min left"
 
 
 def test_a_meter_says_what_it_is_told(monkeypatch, capsys):
