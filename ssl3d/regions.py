@@ -34,7 +34,8 @@ class RegionSpec:
     of one rank. `same_modality`: the volumes of a group share their modality. `same_volume`: they are one volume, each
     sample with a place of its own in it.
     `images`: False leaves the image all zeros, and nothing is read for it: for tasks that make their own.
-    `labels`: the batch carries `label`; only labelled volumes are sampled.
+    `labels`: the batch carries `label`; only labelled volumes are sampled. With `images` False what a volume's ignore
+    value marks is not valid: there is nothing to see there.
     `labelled_share`: share of samples centred on a labelled class (drawn uniformly over the classes), for supervision.
     `labelled_slices`: {volume: (axis, slices)} that alone are annotated (None: all voxels are): classes are looked for
     in these slices; what else the stored labels say is the task's to ignore.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -60,10 +61,14 @@ def run_folder(recipe: Recipe) -> Path:
 
 @contextmanager
 def claim(folder: Path, first_rank: bool) -> Iterator[None]:
-    """Hold the run directory; raises ConfigError when another process trains in it or it cannot be made."""
+    """Hold the run directory; raises ConfigError when another process trains in it or it cannot be made.
+
+    A directory made for a run that is refused is removed again.
+    """
     if not first_rank:
         yield
         return
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
@@ -75,6 +80,8 @@ def claim(folder: Path, first_rank: bool) -> Iterator[None]:
     try:
         yield
     finally:
+        if made and folder.is_dir() and [path.name for path in folder.iterdir()] == [".lock"]:
+            shutil.rmtree(folder)
         lock.release()
 
 

@@ -96,7 +96,8 @@ class RegionLoader:
         self.channels = choice.count(plan.channels)
         self.target_names = _target_names(plan)
         self.cache = cache_for(cache_gb, local_ranks)
-        self._reader = RegionReader(plan.stores, plan.spec.size, choice, self.cache, plan.spec.images)
+        images, labels = plan.spec.images, plan.spec.labels
+        self._reader = RegionReader(plan.stores, plan.spec.size, choice, self.cache, images, labels and not images)
         self._described: LRU[int, dict[str, Any]] = LRU(DESCRIBED)
         self._iterators: list[Generator[RegionBatch]] = []
         # Enough samples ahead to keep every worker busy while one batch is consumed, and never fewer than two batches.

@@ -19,6 +19,7 @@ class RegionReader:
 
     `size` (D,H,W): voxels of a region. `channels`: which of a volume's.
     `cache`: where decoded voxels are kept; None decodes anew for each sample. `images`: False makes images of zeros.
+    `labels_alone`: labels are read and images are not: then voxels of a volume's ignore value are not valid.
     """
 
     def __init__(
@@ -28,9 +29,10 @@ class RegionReader:
         channels: ChannelChoice,
         cache: VoxelCache | None = None,
         images: bool = True,
+        labels_alone: bool = False,
     ) -> None:
         self.stores, self.size, self.choice, self.cache = list(stores), size, channels, cache
-        self.images = images
+        self.images, self.labels_alone = images, labels_alone
         self._shape = [s.column("shape").reshape(-1, 3) for s in self.stores]
         self._channels = [s.column("channels") for s in self.stores]
         self._has_valid = [s.column("has_valid").astype(bool) for s in self.stores]
@@ -40,8 +42,9 @@ class RegionReader:
         return self.choice.of(sample.seed, int(self._channels[sample.store][sample.row]))
 
     def may_be_invalid(self, sample: Sample) -> bool:
-        """Whether some voxel may have valid=0: the region leaves the volume, or the volume has a valid array."""
-        return bool(self._has_valid[sample.store][sample.row]) or self._leaves(sample)
+        """Whether some voxel may have valid=0: one outside the volume, or of its valid array or ignore value."""
+        has_valid = bool(self._has_valid[sample.store][sample.row])
+        return has_valid or self._leaves(sample) or self._ignored(sample) is not None
 
     def read(self, sample: Sample, image: np.ndarray, label: np.ndarray | None, valid: np.ndarray | None) -> None:
         """Fill `image` (C,D,H,W) int16, `label` (1,D,H,W) any integer and `valid` (1,D,H,W) bool, those that are given.
@@ -57,6 +60,8 @@ class RegionReader:
             if valid is not None:
                 has_valid = self._has_valid[sample.store][row]
                 valid[...] = store.read(row, start, self.size, VALID, cache=self.cache) if has_valid else True
+                if label is not None and (ignored := self._ignored(sample)) is not None:
+                    valid &= label != ignored
             if self._leaves(sample):
                 self._mark_outside(sample, label, valid)
         except (ValueError, FileNotFoundError):
@@ -80,6 +85,10 @@ class RegionReader:
             else:
                 first[channel] = place
                 store.read(row, start, self.size, VOLUMES, image[place : place + 1], channel, self.cache)
+
+    def _ignored(self, sample: Sample) -> int | None:
+        """The label value whose voxels are not valid."""
+        return self.stores[sample.store].label_info(sample.row).ignore if self.labels_alone else None
 
     def _leaves(self, sample: Sample) -> bool:
         shape = self._shape[sample.store][sample.row]

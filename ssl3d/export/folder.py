@@ -16,6 +16,8 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from ssl3d.files import write_atomically, write_text
 
 REPORT, PAGE = "report.json", "report.html"
@@ -34,7 +36,8 @@ class ExportFolder:
     """`with ExportFolder(out, to) as folder:` writes files for the target `to`; at its end they are moved into `out`.
 
     Files of the export that was there before are replaced or removed. When anything is raised, `out` stays as it was.
-    Raises ValueError when `out` is a file, a run or another target's, or a file there is no export's.
+    Raises ValueError when `out` is a file, a run or another target's, a file there is no export's, or another export is
+    writing there.
     """
 
     def __init__(self, out: Path, to: str) -> None:
@@ -42,8 +45,16 @@ class ExportFolder:
         self.out, self.to = out, to
         self.names: list[str] = []
         self._made = not out.exists()
+        self._lock = FileLock(out / _HIDDEN / "lock")
 
     def __enter__(self) -> ExportFolder:
+        (self.out / _HIDDEN).mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(
+                f"--out {self.out}: another export is writing there; wait for its end, or give another folder"
+            ) from None
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -52,6 +63,7 @@ class ExportFolder:
                 self._put_in_place()
         finally:
             self._clear()
+            self._lock.release()
 
     def write(self, name: str, write: Callable[[Path], object]) -> Path:
         """Let `write` make the file `name` of the folder, "docs/README.md"; returns where it lies until the end."""

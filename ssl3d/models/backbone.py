@@ -102,9 +102,10 @@ class Backbone(nn.Module):
         """Raise ValueError naming the axis when `size` (D,H,W) is no multiple of the total stride."""
         for axis, n, s in zip("DHW", size, self.total_stride):
             if n % s or n <= 0:
+                usable = sorted({max(s, n // s * s), max(s, (n // s + 1) * s)})
                 raise ValueError(
                     f"input size {tuple(size)}: axis {axis} is {n}, not a multiple of the backbone's stride {s}; "
-                    f"use {max(s, n // s * s)} or {(n // s + 1) * s}"
+                    f"use {' or '.join(map(str, usable))}"
                 )
 
     def check_down_to(self, down_to: int) -> None:

@@ -193,6 +193,16 @@ def test_an_exclusion_that_finds_nobody_says_so(tiny, tmp_path, capsys):
     assert "data.exclude leaves nobody out: none of its 2 subjects goes by that name in" in capsys.readouterr().out
 
 
+def test_a_run_that_is_refused_leaves_no_directory_and_takes_nothing_from_one(tiny, tmp_path):
+    for mine in (False, True):
+        folder = tmp_path / f"refused{mine}"
+        if mine:
+            folder.mkdir()
+        with pytest.raises(ValueError, match=r"data\.include"):
+            train(tiny("data.include=[nobody]", f"run.dir={folder}"))
+        assert folder.exists() == mine
+
+
 def test_another_recipe_is_refused_in_the_same_directory(tiny):
     train(tiny())
     with pytest.raises(ConfigError, match=r"task\.mask_ratio is 0\.6, but the run .* was started with 0\.75"):

@@ -107,6 +107,21 @@ def test_a_batch_is_what_the_store_holds(make_store):
     assert torch.isfinite(batch.normalised().image).all()
 
 
+@pytest.mark.parametrize(("backend", "workers"), [("threads", 0), ("processes", 1)])
+def test_where_labels_are_read_alone_what_is_not_annotated_is_not_valid(make_store, backend, workers):
+    """A sparsely annotated store for Synthesis: its ignore value is no tissue."""
+    store = open_store(make_store(4, labels=True, valid=True, ignore=2))
+    size = (50, 40, 70)
+    alone = SamplingPlan([store], RegionSpec(size, labels=True, images=False), seed=3)
+    with RegionLoader(alone, 6, workers=workers, backend=backend) as loader:
+        batch = next(iter(loader))
+    imaged = SamplingPlan([store], RegionSpec(size, labels=True), seed=3)
+    with_images = RegionLoader(imaged, 6, workers=0).read(range(6))
+    assert torch.equal(batch.label, with_images.label) and (batch.label == 2).any() and not batch.image.any()
+    assert torch.equal(batch.valid, with_images.valid & (batch.label != 2))
+    assert (with_images.valid & (batch.label == 2)).any()
+
+
 def test_valid_is_none_when_everything_is(make_store):
     plan = SamplingPlan([open_store(make_store())], RegionSpec((16, 24, 24)), seed=0)
     batch = RegionLoader(plan, 4, workers=0).read(range(4))

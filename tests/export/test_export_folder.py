@@ -123,6 +123,18 @@ def test_what_is_raised_leaves_the_folder_as_it_was(tmp_path):
         assert (content(out) if out.exists() else None) == found
 
 
+def test_two_exports_at_once_into_one_folder_are_refused(tmp_path):
+    out = tmp_path / "out"
+    with ExportFolder(out, "hub") as folder:
+        folder.write_text("a", "first")
+        with pytest.raises(ValueError, match="another export is writing there; wait for its end, or give another"):
+            write(out)
+        folder.write_json(REPORT, {"to": "hub", "files": ["a", REPORT]})
+    assert {*content(out)} == {"a", REPORT}
+    write(out)
+    assert (out / "a").read_text() == "new"
+
+
 @pytest.mark.parametrize("name", ["a", "docs", REPORT, PAGE])
 def test_files_of_somebody_else_are_refused(tmp_path, name):
     out = tmp_path / "out"

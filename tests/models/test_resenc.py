@@ -148,6 +148,12 @@ def test_a_single_voxel_at_the_bottleneck_is_refused():
     backbone.check_size((8, 8, 16))
 
 
+@pytest.mark.parametrize(("size", "words"), [((8, 4, 16), "axis H is 4, .* use 8$"), ((8, 8, 20), "use 16 or 24$")])
+def test_a_size_that_the_stride_does_not_divide_is_refused_with_sizes_that_it_does(size, words):
+    with pytest.raises(ValueError, match=words):
+        ResEncUNet("S").check_size(size)
+
+
 def test_other_norms_can_be_chosen():
     arch_kwargs = {"norm_op": "torch.nn.modules.batchnorm.BatchNorm3d", "norm_op_kwargs": {"eps": 1e-5}}
     backbone = ResEncUNet("S", arch_kwargs=arch_kwargs)
