@@ -45,10 +45,11 @@ models/model.pt is the state dict of {target}; it loads with strict=True:
     network.load_state_dict(torch.load('models/model.pt', weights_only=True), strict=True)
     "
 
-The segmentation head ({heads}) is fresh: fine-tune first, save the result as models/model.pt, then
-(with pip install "monai[fire,ignite,nibabel]")
+The segmentation head ({heads}) is fresh: fine-tune first, save the state dict as models/finetuned.pt (an export
+repeated here replaces model.pt), then (with pip install "monai[fire,ignite,nibabel]")
 
-    python -m monai.bundle run --config_file configs/inference.json --bundle_root . --dataset_dir SCANS
+    python -m monai.bundle run --config_file configs/inference.json --bundle_root . --dataset_dir SCANS \\
+        --checkpoint models/finetuned.pt
 
 ({summary}; {shares}.)
 """
@@ -156,6 +157,7 @@ def inference(source: Source, definition: dict[str, Any]) -> dict[str, Any]:
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/scans'",
         "output_dir": "$@bundle_root + '/predictions'",
+        "checkpoint": "$@bundle_root + '/models/model.pt'",
         "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
         "network_def": definition,
         "network": "$@network_def.to(@device)",
@@ -193,8 +195,7 @@ def inference(source: Source, definition: dict[str, Any]) -> dict[str, Any]:
             "postprocessing": "@postprocessing",
         },
         "initialize": [
-            "$@network.load_state_dict(torch.load(@bundle_root + '/models/model.pt', map_location=@device, "
-            "weights_only=True), strict=True)",
+            "$@network.load_state_dict(torch.load(@checkpoint, map_location=@device, weights_only=True), strict=True)",
         ],
         "run": ["$@evaluator.run()"],
     }  # fmt: skip

@@ -94,6 +94,12 @@ def test_the_bundle_reads_a_scan_as_the_pretraining_did(tmp_path):
     network = parser.get_parsed_content("network").eval()
     parser.get_parsed_content("initialize")
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in weights(tmp_path).items())
+    torch.save({name: value + 1 for name, value in weights(tmp_path).items()}, tmp_path / "models" / "finetuned.pt")
+    tuned = bundle(tmp_path)
+    tuned["checkpoint"] = str(tmp_path / "models" / "finetuned.pt")
+    tuned.get_parsed_content("initialize")
+    again = tuned.get_parsed_content("network").state_dict()
+    assert all(torch.equal(value + 1, again[name]) for name, value in weights(tmp_path).items())
     with torch.no_grad():
         predicted = parser.get_parsed_content("inferer")(image[None], network)
     assert predicted.shape == (1, 2, 10, 20, 12) and torch.isfinite(predicted).all()
