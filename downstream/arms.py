@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ class Arm:
 
     `name`; `run`: the run or file as the user typed it, empty for scratch; `digest`: of the network and its weights,
     so that finished cells are found again whatever the arm is called; `baseline`: name of the scratch arm of the same
-    network; `channels`: features of the network's stages; `provenance`: the run's recipe, seed and steps, where known.
+    network; `channels`: features of the network's stages; `provenance`: the run's recipe, seed and steps, where known;
+    `trained_channels`: image channels that the run's own network takes, where the arm's takes others.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Arm:
     parameters: int
     channels: tuple[int, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
+    trained_channels: int | None = None
 
     @property
     def is_scratch(self) -> bool:
@@ -50,7 +52,7 @@ class Arm:
     def backbone(self, seed: int) -> Backbone:
         """The arm's weights; for scratch a random network of that `seed`."""
         if self.run:
-            return load_backbone(Path(self.run))
+            return _load(self.run, self.spec.kwargs.get("in_channels"))[0]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix(seed, "random encoder"))
             return build_backbone(self.spec).eval()
@@ -72,22 +74,35 @@ class Arm:
         }
 
 
-def make_arms(runs: Sequence[str | Path]) -> list[Arm]:
+def make_arms(runs: Sequence[str | Path], in_channels: int | None = None) -> list[Arm]:
     """A scratch arm for each network among the runs, then an arm a run, in an order that does not depend on theirs.
 
+    `in_channels`: of the images; the first layer of a network that takes another number is transferred, as by
+    `model.init`. None: each as it is.
     Raises FileNotFoundError or ValueError naming the run (ssl3d.checkpoint.load_backbone).
     """
     sources = sorted(str(run) for run in runs)
     names = _arm_names(sources)
-    loaded = [load_backbone(Path(source)) for source in sources]
+    loaded, trained = zip(*(_load(source, in_channels) for source in sources)) if sources else ((), ())
     digests = [_spec_digest(backbone.spec()) for backbone in loaded]
     networks = sorted(set(digests))
     scratch = dict(zip(networks, _scratch_names([loaded[digests.index(d)] for d in networks], networks)))
     arms = [_arm(scratch[d], "", loaded[digests.index(d)], d, scratch[d]) for d in networks]
-    for name, source, backbone, d in zip(names, sources, loaded, digests):
-        digest = _weights_digest(backbone, d)
-        arms.append(_arm(name, source, backbone, digest, scratch[d], provenance(Path(source))))
+    for name, source, backbone, own, d in zip(names, sources, loaded, trained, digests):
+        arm = _arm(name, source, backbone, _weights_digest(backbone, d), scratch[d], provenance(Path(source)))
+        arms.append(replace(arm, trained_channels=None if own == backbone.in_channels else own))
     return arms
+
+
+def _load(run: str, in_channels: int | None) -> tuple[Backbone, int]:
+    """(the network of a run or file, for images of so many channels; of how many its own is)."""
+    backbone = load_backbone(Path(run))
+    own = backbone.in_channels
+    if in_channels in (None, own):
+        return backbone, own
+    from ssl3d import weights  # the networks that other programs know take seconds to import
+
+    return weights.import_weights(run, in_channels=in_channels)[0], own
 
 
 def _arm(

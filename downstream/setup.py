@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -42,7 +42,13 @@ def prepare(runs: Sequence[str | Path], suite: Suite, out: Path) -> tuple[Contex
         classes, ignore = label_classes(store, [row for own in rows.values() for row in own], suite.classes)
     split, notes = find_patients(suite.split, rows, suite.store)
     _check_amounts(suite, split)
-    arms = make_arms(runs)
+    arms = make_arms(runs, _image_channels(suite, store, rows))
+    notes += [
+        f"{arm.name} was trained on images of {arm.trained_channels} channel(s), those of {suite.store} have "
+        f"{arm.spec.kwargs['in_channels']}: the first layer is transferred, as by model.init"
+        for arm in arms
+        if arm.trained_channels is not None
+    ]
     suite = replace(suite, precision=_precision(suite, arms))
     suite = suite if target is None else replace(suite, target_kind=target.kind)
     context = Context(suite, out, rows, classes, ignore, store_digest(store), target)
@@ -119,6 +125,17 @@ def label_classes(store: Store, rows: Sequence[int], chosen: Sequence[str] | Non
     return classes, ignore
 
 
+def _image_channels(suite: Suite, store: Store, rows: Mapping[str, Sequence[int]]) -> int:
+    """Of the labelled volumes. Raises ValueError when they differ."""
+    channels = sorted({int(store.cell("channels", row)) for own in rows.values() for row in own})
+    if len(channels) > 1:
+        raise ValueError(
+            f"the labelled volumes of {suite.store} have {' and '.join(map(str, channels))} channels, and a network "
+            "takes one number of them: convert those of each number to a store of their own"
+        )
+    return channels[0]
+
+
 def _check_amounts(suite: Suite, split: Split) -> None:
     for name, measure in suite.measures.items():
         if (most := max(measure.amounts())) > len(split.pool):
@@ -140,17 +157,10 @@ def _check_amounts(suite: Suite, split: Split) -> None:
 
 def _check_arms(suite: Suite, store: Store, context: Context, arms: Sequence[Arm]) -> None:
     """The networks fit the images and the patches."""
-    channels = sorted({int(store.cell("channels", row)) for rows in context.rows.values() for row in rows})
     sizes = {f"measures.{name}.{key}": size for name, m in suite.measures.items() for key, size in m.sizes().items()}
     shapes = store.column("shape")
     for arm in arms:
         backbone = arm.backbone(0)
-        if channels != [backbone.in_channels]:
-            found = " and ".join(map(str, channels))
-            raise ValueError(
-                f"{arm.run or arm.name} takes {backbone.in_channels} channel(s), the labelled volumes of {suite.store} "
-                f"have {found}: evaluate on a store of as many channels"
-            )
         for key, size in sizes.items():
             try:
                 backbone.check_size(size)

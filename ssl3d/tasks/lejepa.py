@@ -83,7 +83,8 @@ class LeJEPA(PretextTask):
         # (all ranks' B, V, F): a rank's rows of every view together, so that they are gathered at once
         everyone = gather(pooled.unflatten(0, (self.views, -1)).transpose(0, 1).contiguous())
         embedded = wide(self.projector(standardised(everyone, (0, 1)))).transpose(0, 1)
-        seeds = gather(batch.seed.to(embedded.device))
+        # From the device they come back by waiting for it: on one rank they stay where they are.
+        seeds = batch.seed if world_size() == 1 else gather(batch.seed.to(embedded.device))
         with torch.autocast(embedded.device.type, enabled=False):
             regularity, distance = self.terms(embedded, seeds)
         valid = torch.cat([view.valid_mask() for view in views]).float().mean()

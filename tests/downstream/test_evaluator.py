@@ -10,21 +10,26 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from omegaconf import OmegaConf
 from shapes_store import CLASSES, suite_values, write_run, write_store
 from synthetic_evaluation import rows, write_evaluation
 
 import downstream
 from downstream.context import VALIDATION, Cell, store_digest
-from downstream.finetune import Finetune
+from downstream.finetune import Finetune, recipe
 from downstream.plan import best_choices, final_cells, picture_rows, search_cells
 from downstream.planning import power_sentences
 from downstream.results import COLUMNS, MEAN_FOREGROUND, read_results
 from downstream.schedule import FinetuneOptim
-from downstream.setup import prepare
+from downstream.setup import _image_channels, prepare
 from downstream.splits import Split
 from downstream.suite import load_suite
+from ssl3d.checkpoint import load_backbone
+from ssl3d.config import load
 from ssl3d.data.store import open_store
+from ssl3d.initial import initialise
+from ssl3d.models.backbone import build_backbone
 
 
 def refused(values: dict, runs: list, out: Path, words: str) -> None:
@@ -58,11 +63,36 @@ def test_mistakes_are_named_before_anything_is_written(labelled_store, split_fil
     refused(values | {"measures": large}, [run_folder], out, words)
 
 
-def test_no_labels_and_other_channels_are_named(split_file, tmp_path, labelled_store):
-    two = write_run(tmp_path / "two")
-    content = _channels(two, 2)
-    values = suite_values(labelled_store, split_file)
-    refused(values, [content], tmp_path / "out", "takes 2 channel.s., the labelled volumes of .* have 1")
+def test_a_run_of_other_channels_is_transferred(split_file, tmp_path, labelled_store):
+    """Its first layer, in probes as where it is trained; it shares scratch with runs that were trained so."""
+    runs = [_channels(write_run(tmp_path / "four"), 4), write_run(tmp_path / "one")]
+    suite = load_suite(suite_values(labelled_store, split_file))
+    context, split, arms, notes = prepare(runs, suite, tmp_path / "out")
+    (note,) = notes
+    assert note.startswith("four was trained on images of 4 channel(s), those of ")
+    assert [arm.name for arm in arms] == ["scratch", "four", "one"] and arms[1].baseline == arms[2].baseline
+    image = torch.randn(1, 1, 16, 24, 32)
+    with torch.no_grad():
+        expected = load_backbone(runs[0]).encode(image.expand(-1, 4, -1, -1, -1))
+        found = arms[1].backbone(0).encode(image)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    choices = {("finetune", arm.name): (("lr", 0.01),) for arm in arms}
+    cells = final_cells(context, split, arms, choices, ["finetune"])
+    settings = load(recipe(context, suite.measures["finetune"], next(c for c in cells if c.arm is arms[1])))
+    filled = build_backbone(arms[1].spec)
+    initialise(filled, settings.model)
+    state = arms[1].backbone(0).state_dict()
+    encoder = filled.encoder_parameter_names()
+    assert all(torch.equal(value, state[name]) for name, value in filled.state_dict().items() if name in encoder)
+
+
+def test_volumes_of_several_numbers_of_channels_are_refused():
+    store = SimpleNamespace(cell=lambda name, row: {0: 1, 1: 1, 2: 3}[row])
+    suite = SimpleNamespace(store="my.zarr")
+    assert _image_channels(suite, store, {"a": [0], "b": [1]}) == 1
+    with pytest.raises(ValueError, match=r"labelled volumes of my\.zarr have 1 and 3 channels, .* store of their own"):
+        _image_channels(suite, store, {"a": [0, 2], "b": [1]})
 
 
 def _channels(run: Path, channels: int) -> Path:
