@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ssl3d.regions import RegionBatch
 from ssl3d.tasks.task import PretextTask
+from ssl3d.testing.pretended_gpu import PretendedGPU, on_gpu
 from ssl3d.testing.toys import make_batch
 
 
@@ -22,12 +23,14 @@ class TaskTests:
 
     `overfit_steps` of AdamW at `overfit_lr` must halve the loss of one batch (less `loss_floor`, the least the loss
     can reach, for losses that do not go to 0). `tolerance`: relative, where floating point sums are reordered.
+    `waits_for_the_gpu`: sizes follow from what the GPU holds, so that a step waits for it (say so in the task's costs).
     """
 
     overfit_steps = 100
     overfit_lr = 1e-2
     loss_floor = 0.0
     tolerance = 1e-4
+    waits_for_the_gpu = False
 
     def make_task(self) -> PretextTask:
         """A small task of the method under test."""
@@ -117,6 +120,22 @@ class TaskTests:
         loss.backward()
         assert loss.dtype == torch.float32, "losses are computed in float32"
         torch.testing.assert_close(loss, self.loss(task, batch), rtol=0.1, atol=0.1)
+
+    def test_a_gpu_computes_the_same_and_is_not_waited_for(self) -> None:
+        """On a pretended one, which refuses operands on two devices as a real one does."""
+        expected = self.loss(*self.prepared())
+        task, batch = self.prepared()
+        with PretendedGPU() as gpu:
+            task, batch = task.to(gpu.device), batch.to(gpu.device)
+            loss = self.loss(task, batch)
+            loss.backward()
+            task.after_step(0, 10)
+            gpu.waits.clear()  # what a first step asks once does not count
+            self.loss(task, batch).backward()
+            waits = dict(gpu.waits)
+            task(batch, preview=True)
+        assert on_gpu(loss) and torch.equal(loss, expected), "the GPU has another loss"
+        assert bool(waits) == self.waits_for_the_gpu, f"the CPU waits for the GPU: {waits}"
 
     def test_preview_pictures(self) -> None:
         task, batch = self.prepared()

@@ -28,6 +28,7 @@ def resenc(in_channels: int = 1) -> ResEncUNet:
 
 class TestSparseMAE(TaskTests):
     overfit_lr = 3e-3
+    waits_for_the_gpu = True
 
     def make_task(self) -> SparseMAE:
         return SparseMAE(resenc(), PATCH)
@@ -38,6 +39,7 @@ class TestSparseMAEAsPublished(TaskTests):
 
     overfit_lr = 6e-3
     overfit_steps = 50
+    waits_for_the_gpu = True
 
     def make_task(self) -> SparseMAE:
         return SparseMAE(

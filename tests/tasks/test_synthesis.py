@@ -28,6 +28,8 @@ class TestSynthesis(TaskTests):
 class TestSynthesisOfAStoresLabels(TaskTests):
     """Two channels, moved maps, artefacts, one label far larger than the other."""
 
+    waits_for_the_gpu = True
+
     def make_task(self):
         moved = Compose([SpatialTransform(p_rotation=1), GaussianBlur(p=1), GaussianNoise(p=1)])
         return Synthesis(TinyUNet(2), SIZE, labels="store", artefacts=moved, **SMALL)

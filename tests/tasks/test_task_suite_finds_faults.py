@@ -54,6 +54,20 @@ class HidesState(MAE):
         return super().predict(image, blocks) + 0.01 * self.calls
 
 
+class StaysBehind(MAE):
+    """Makes a tensor on the CPU, wherever the image is."""
+
+    def predict(self, image, blocks):
+        return super().predict(image, blocks) * torch.ones(image.shape[1:])
+
+
+class Waits(MAE):
+    """Reads a number from the device in every step."""
+
+    def predict(self, image, blocks):
+        return super().predict(image, blocks) * (1.0 if image.max().item() > -9 else 2.0)
+
+
 class LosesPrecision(MAE):
     def forward(self, batch, preview=False):
         return {"loss": super().forward(batch, preview)["loss"].bfloat16()}
@@ -86,6 +100,8 @@ FAULTS = {
     SaysItNeedsNoDecoder: "test_decoder_is_trained_exactly_when_needed",
     LearnsNothing: "test_one_batch_can_be_overfitted",
     DrawsAPictureOutOfRange: "test_preview_pictures",
+    StaysBehind: "test_a_gpu_computes_the_same_and_is_not_waited_for",
+    Waits: "test_a_gpu_computes_the_same_and_is_not_waited_for",
 }
 
 
@@ -97,5 +113,6 @@ def test_suite_finds(task, test):
         def make_task(self):
             return task(TinyUNet(), patch_size=(4, 8, 12), mask_block=(2, 4, 4))
 
-    with pytest.raises(AssertionError):
+    # a tensor left on the CPU is refused by the operation that it meets
+    with pytest.raises(RuntimeError if task is StaysBehind else AssertionError):
         getattr(Suite(), test)()
