@@ -52,8 +52,6 @@ TABLES = (
     Compared("Phantom pathology with more patients, AUROC", ("pathology_many",), "auroc",
              (("probe", 16), ("probe", 64), ("probe", 256), ("neighbours", 256), ("finetune", 256))),
 )  # fmt: skip
-# Measures of a study that another one repeated, which counts: larger windows than were trained on mixed something in.
-INSTEAD = {("hippocampus", "finetune"): "matched"}
 WORDS = {"probe": "linear probe", "neighbours": "nearest neighbours", "finetune": "fine-tuned"}
 
 
@@ -94,12 +92,10 @@ def drawn(method: str, network: str) -> str:
 
 
 def read(docs: Path, study: str) -> list[dict[str, Any]]:
-    """The points of a study's report, of the repeated measures those of the repetition; none where it was not run."""
+    """The points of a study's report; none where it was not run."""
     file = docs / "results" / study / "report.json"
-    points = json.loads(file.read_text())["points"] if file.exists() else []
-    again = {measure: other for (name, measure), other in INSTEAD.items() if name == study}
-    own = [point for point in points if point["measure"] not in again]
-    return own + [p for measure, other in again.items() for p in read(docs, other) if p["measure"] == measure]
+    points: list[dict[str, Any]] = json.loads(file.read_text())["points"] if file.exists() else []
+    return points
 
 
 def head(table: Compared) -> tuple[str, str]:

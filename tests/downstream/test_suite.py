@@ -107,12 +107,12 @@ def test_a_split_that_is_not_set_says_what_to_write():
 
 
 def test_shipped_suites_predict_in_windows_as_trained():
-    """Larger ones cost scratch 0.21 Dice in the study of the hippocampus, which keeps its window as it was run."""
+    """Larger ones cost scratch 0.21 Dice in the study of the hippocampus."""
     for name in names(SUITES):
         suite = load_suite(name, ["store=a.zarr", "split=b.json"])
         for measure in suite.measures.values():
             window = getattr(measure, "window", None)
-            assert window in (None, getattr(measure, "patch_size", None)) or name == "study_hippocampus", name
+            assert window in (None, getattr(measure, "patch_size", None)), name
 
 
 def test_every_shipped_suite_is_complete_but_for_the_data():
