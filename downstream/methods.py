@@ -42,12 +42,18 @@ def method_of(provenance: Mapping[str, Any], digest: str = "") -> str:
 
 
 def bound(section: str, values: Any) -> Any:
-    """A section of a recipe without the keys that are free, None when the whole section is."""
+    """A section of a recipe without the keys that are free, None when the whole section is.
+
+    A list of one store is that store.
+    """
     if (section, None) in FREE:
         return None
     if not isinstance(values, Mapping):
         return values
-    return {key: value for key, value in values.items() if (section, key) not in FREE}
+    kept = {key: value for key, value in values.items() if (section, key) not in FREE}
+    if section == "data" and isinstance(store := kept.get("store"), list) and len(store) == 1:
+        kept["store"] = store[0]
+    return kept
 
 
 def _name(recipe: Mapping[str, Any]) -> str:
