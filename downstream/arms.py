@@ -52,7 +52,8 @@ class Arm:
     def backbone(self, seed: int) -> Backbone:
         """The arm's weights; for scratch a random network of that `seed`."""
         if self.run:
-            return _load(self.run, self.spec.kwargs.get("in_channels"))[0]
+            own = self.trained_channels is None
+            return load_backbone(Path(self.run)) if own else _transferred(self.run, self.spec.kwargs["in_channels"])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix(seed, "random encoder"))
             return build_backbone(self.spec).eval()
@@ -83,26 +84,26 @@ def make_arms(runs: Sequence[str | Path], in_channels: int | None = None) -> lis
     """
     sources = sorted(str(run) for run in runs)
     names = _arm_names(sources)
-    loaded, trained = zip(*(_load(source, in_channels) for source in sources)) if sources else ((), ())
+    loaded = [load_backbone(Path(source)) for source in sources]
+    trained = [None if in_channels in (None, own.in_channels) else own.in_channels for own in loaded]
+    for i, channels in enumerate(trained):
+        if in_channels is not None and channels is not None:
+            loaded[i] = _transferred(sources[i], in_channels)
     digests = [_spec_digest(backbone.spec()) for backbone in loaded]
     networks = sorted(set(digests))
     scratch = dict(zip(networks, _scratch_names([loaded[digests.index(d)] for d in networks], networks)))
     arms = [_arm(scratch[d], "", loaded[digests.index(d)], d, scratch[d]) for d in networks]
     for name, source, backbone, own, d in zip(names, sources, loaded, trained, digests):
         arm = _arm(name, source, backbone, _weights_digest(backbone, d), scratch[d], provenance(Path(source)))
-        arms.append(replace(arm, trained_channels=None if own == backbone.in_channels else own))
+        arms.append(replace(arm, trained_channels=own))
     return arms
 
 
-def _load(run: str, in_channels: int | None) -> tuple[Backbone, int]:
-    """(the network of a run or file, for images of so many channels; of how many its own is)."""
-    backbone = load_backbone(Path(run))
-    own = backbone.in_channels
-    if in_channels in (None, own):
-        return backbone, own
+def _transferred(run: str, in_channels: int) -> Backbone:
+    """The network of a run or file for images of another number of channels."""
     from ssl3d import weights  # the networks that other programs know take seconds to import
 
-    return weights.import_weights(run, in_channels=in_channels)[0], own
+    return weights.import_weights(run, in_channels=in_channels)[0]
 
 
 def _arm(
