@@ -11,6 +11,7 @@ import numpy as np
 
 from downstream.splits import Split, draw_split, load_split
 from preprocessing import convert
+from ssl3d.data.format import INDEX_FILE
 from ssl3d.data.phantom import write_phantom
 from ssl3d.data.phantom_pathology import write_pathology
 from ssl3d.data.store import open_store
@@ -71,7 +72,7 @@ def prepare(name: str, folder: Path, real: Path, quick: bool = False) -> Data:
 def _phantom(folder: Path, quick: bool) -> Data:
     first, validation, test, seen, fresh = PHANTOM_PATIENTS[quick]
     store, split = folder / "phantom.zarr", folder / "phantom_split.json"
-    if not store.exists():
+    if not _finished(store):
         convert([write_phantom(folder / "phantom", first + seen + fresh, PHANTOM_SEED)], store, workers=1)
     if not split.exists():
         patients = sorted(set(open_store(store).index["subject"]))  # by their numbers
@@ -83,7 +84,7 @@ def _phantom(folder: Path, quick: bool) -> Data:
 def _pathology(name: str, folder: Path) -> Data:
     store = folder / f"{name}.zarr"
     seed, (patients, validation, test) = PATHOLOGY[name]
-    if not store.exists():
+    if not _finished(store):
         write_pathology(store, patients, seed)
     split = _split(folder / f"{name}_split.json", store, validation, test)
     return Data(name, store, store, split, True, 16, (32, 32, 32))
@@ -91,7 +92,7 @@ def _pathology(name: str, folder: Path) -> Data:
 
 def _hippocampus(folder: Path, real: Path) -> Data:
     store = folder / "hippocampus.zarr"
-    if not store.exists():
+    if not _finished(store):
         convert([real / "Task04_Hippocampus"], store, workers=1)
     split = _split(folder / "hippocampus_split.json", store, validation=16, test=34)
     return Data("hippocampus", store, store, split, True, 4, (40, 56, 40), crop=(24, 32, 24))
@@ -100,16 +101,21 @@ def _hippocampus(folder: Path, real: Path) -> Data:
 def _ct(folder: Path, real: Path) -> Data:
     """Learns from one whole-torso CT; probed on slabs of a labelled CT of somebody else, the only one there is."""
     store, labelled = folder / "ct.zarr", folder / "ct_labelled.zarr"
-    if not store.exists():
+    if not _finished(store):
         scan = real / "ct_acrin_nsclc_ge" / "acrin_nsclc_042_ct.nii.gz"
         convert([scan], store, spacing=(CT_SPACING_MM,) * 3, modality="ct", workers=1)
-    if not labelled.exists():
+    if not _finished(labelled):
         convert([_slabs(folder / "ct_slabs", real / "ct_mr_totalsegmentator")], labelled, spacing="keep", workers=1)
     split = folder / "ct_split.json"
     if not split.exists():
         slabs = sorted(open_store(labelled).index["subject"])
         Split(tuple(slabs[::2]), (), tuple(slabs[1::2])).save(split)
     return Data("ct", store, labelled, split, False, 2, (24, 64, 64))
+
+
+def _finished(store: Path) -> bool:
+    """Whether all its volumes are written: one that was stopped half way has no index yet, and goes on."""
+    return (store / INDEX_FILE).exists()
 
 
 def _split(path: Path, store: Path, validation: int, test: int) -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -52,6 +53,29 @@ def test_the_pages_of_methods_say_what_the_reports_say(benchmark_module, tmp_pat
     for page in pages:
         again = (tmp_path / "methods" / page.name).read_text()
         assert again == page.read_text(), f"{page.name}: make it anew, python benchmarks/study.py --only pages"
+
+
+def test_a_data_set_stopped_half_way_is_finished(benchmark_module, tmp_path: Path, monkeypatch) -> None:
+    from ssl3d.data import phantom_pathology
+    from ssl3d.data.store import open_store
+
+    data = benchmark_module("learning_data")
+    monkeypatch.setitem(data.PATHOLOGY, "pathology", (3, (6, 1, 2)))
+    write, numbers = phantom_pathology._write, iter(range(4))
+
+    def stopped(*args: Any) -> None:
+        if next(numbers, None) is None:
+            raise KeyboardInterrupt
+        write(*args)
+
+    monkeypatch.setattr(phantom_pathology, "_write", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        data.prepare("pathology", tmp_path, tmp_path)
+    monkeypatch.setattr(phantom_pathology, "_write", write)
+    whole = data.prepare("pathology", tmp_path, tmp_path)
+    assert len(open_store(whole.store).index) == 6
+    monkeypatch.setattr(data, "write_pathology", None)
+    assert data.prepare("pathology", tmp_path, tmp_path) == whole, "what is whole is not written again"
 
 
 def test_every_study_has_its_suite(study: ModuleType, tmp_path: Path) -> None:
