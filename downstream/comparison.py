@@ -308,9 +308,10 @@ def search(results: pd.DataFrame) -> list[Trial]:
             score, scored_by = float(np.nanmean(patient_means(table_of(cell)).to_numpy())), METRICS["dice"].name
         seeds, patients = int(cell["seed"].nunique()), int(cell["patient"].nunique())
         found.append(Trial(measure, str(arm), int(n), choice, seeds, patients, score, scored_by, False))
-    best: dict[tuple[str, str], float] = {}
-    for trial in found:
+    best: dict[tuple[str, str], Trial] = {}
+    for trial in found:  # of equals the first, as downstream.plan.best_choices takes it
         key = trial.measure, trial.arm
-        best[key] = max(trial.score, best.get(key, trial.score))
-    found = [replace(trial, taken=trial.score == best[trial.measure, trial.arm]) for trial in found]
+        if key not in best or trial.score > best[key].score:
+            best[key] = trial
+    found = [replace(trial, taken=trial is best[trial.measure, trial.arm]) for trial in found]
     return sorted(found, key=lambda t: (t.measure, t.n_labelled, t.arm != SCRATCH, t.arm))  # stable: choices in order

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from ssl3d.data.store import Store, open_store
 
 CELL_VERSION = 4  # raised when a cell's values change for equal settings, so that old cells are not taken for new ones
 TEST, VALIDATION = "test", "validation"
+WORK = "work"  # OUT/work: what lasts as long as the evaluation, a training under way and features of frozen encoders
 
 
 @dataclass(frozen=True)
@@ -117,9 +119,10 @@ def numerics() -> str:
     return f"torch {major}.{minor} on {'cuda' if torch.cuda.is_available() else 'cpu'}"
 
 
-def store_digest(store: Store) -> str:
-    """Changes when a volume of the store does, or its label."""
-    table = store.index[["id", "fingerprint", "bytes", "has_label", "has_label_original"]].sort_values("id")
+def store_digest(store: Store, rows: Sequence[int] | None = None) -> str:
+    """Changes when a volume of the store does, or its label; `rows`: of these volumes alone."""
+    index = store.index if rows is None else store.index.loc[list(rows)]
+    table = index[["id", "fingerprint", "bytes", "has_label", "has_label_original"]].sort_values("id")
     state = hashlib.blake2b(table.to_csv(index=False).encode(), digest_size=12)
     for kind, has in ((LABELS, "has_label"), (LABELS_ORIGINAL, "has_label_original")):
         for row in table.index[table[has].astype(bool)]:

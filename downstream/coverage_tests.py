@@ -152,7 +152,7 @@ def markdown_tests(studies: int, replicates: Sequence[int], patients: Sequence[i
             for ratio in ((0.3, 0.0, 1.0), (0.3, 1.0, 1.0), (1.0, 1.0, 1.0)):
                 found = false_positives(studies, s, p, ratio, 4, seed)
                 rows.append([str(s), str(p), " : ".join(f"{v:g}" for v in ratio), *(f"{100 * v:.1f}" for v in found)])
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def markdown_labels(studies: int, replicates: Sequence[int], patients: Sequence[int], seed: int) -> str:
@@ -162,7 +162,7 @@ def markdown_labels(studies: int, replicates: Sequence[int], patients: Sequence[
         for p in patients:
             found = labels_saved(studies, s, p, 2, seed, draws=200)
             rows.append([str(s), str(p), *(f"{100 * found[n]:.1f}" for n in ("percentile bootstrap", "ours", "open"))])
-    return _table(["seeds", "patients", "percentile bootstrap", "ours", "of ours with an end beyond the range"], rows)
+    return table(["seeds", "patients", "percentile bootstrap", "ours", "of ours with an end beyond the range"], rows)
 
 
 def markdown_sets(studies: int, replicates: Sequence[int], patients: Sequence[int], seed: int) -> str:
@@ -174,9 +174,10 @@ def markdown_sets(studies: int, replicates: Sequence[int], patients: Sequence[in
             for metric, level in cases:
                 found = set_metric(studies, s, p, SEPARATION[level], seed, metric)
                 rows.append([metric, level, str(s), str(p), *(f"{100 * v:.1f}" for v in found.values())])
-    return _table(["metric", "true AUROC", "seeds", "patients", "difference of two arms", "score of one arm"], rows)
+    return table(["metric", "true AUROC", "seeds", "patients", "difference of two arms", "score of one arm"], rows)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"

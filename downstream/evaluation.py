@@ -15,8 +15,10 @@ from downstream.comparison import SCRATCH
 from downstream.domains import by_domain
 from downstream.names import Network, method_names, network_names
 from downstream.results import RESULTS_FILE, read_results
+from downstream.splits import load_split
 
 SUITE_FILE, ARMS_FILE, ENVIRONMENT_FILE = "suite.yaml", "arms.json", "environment.json"
+SPLIT_FILE = "split.json"  # the patients, as the store calls them
 MEASURES_FILE, DATA_FILE, WARNINGS_FILE, CASES = "measures.json", "data.json", "warnings.json", "cases"
 # What measures.json says, for directories written before there was one.
 USUAL_MEASURES: dict[str, dict[str, Any]] = {
@@ -31,7 +33,7 @@ class Evaluation:
 
     `arms` {name: what arms.json says}; `cases`: npz files; `warnings`: sentences the reader must see; `measures` {name:
     {title, baseline (the arm without pre-training, in words), trains (the network itself)}}; `data`: what the labelled
-    store is (modality, patients by purpose).
+    store is (modality, digest); `pool`: the patients whose labels could be drawn.
     """
 
     directory: Path
@@ -44,6 +46,7 @@ class Evaluation:
     measures: dict[str, dict[str, Any]] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
+    pool: tuple[str, ...] = ()
 
     @property
     def dataset(self) -> str:
@@ -77,6 +80,7 @@ def load_evaluation(directory: Path) -> Evaluation:
     told = _json(directory / MEASURES_FILE, {})
     measures = {str(name): about for name, about in told.items() if isinstance(about, dict)} or dict(USUAL_MEASURES)
     results, measures = by_domain(results, measures)
+    split_file = directory / SPLIT_FILE
     return Evaluation(
         directory,
         results,
@@ -87,6 +91,7 @@ def load_evaluation(directory: Path) -> Evaluation:
         tuple(str(warning) for warning in _json(directory / WARNINGS_FILE, [])),
         measures,
         _json(directory / DATA_FILE, {}),
+        pool=load_split(split_file).pool if split_file.is_file() else (),
     )
 
 

@@ -15,14 +15,14 @@ from omegaconf import OmegaConf
 
 from downstream.arms import Arm
 from downstream.cases import write_cases
-from downstream.context import TEST, Cell, Context, describe
+from downstream.context import TEST, WORK, Cell, Context, describe
 from downstream.domains import DOMAIN
-from downstream.finetune import WORK
+from downstream.evaluation import SPLIT_FILE
 from downstream.jobs import Pool, count_workers
 from downstream.measure import Choice, choice_words
 from downstream.methods import method_of
 from downstream.pace import Pace
-from downstream.plan import best_choices, final_cells, search_cells
+from downstream.plan import best_choices, final_cells, labels_of, search_cells, subset_numbers
 from downstream.planning import describe_plan
 from downstream.report import write_report
 from downstream.results import read_cell, write_results
@@ -36,8 +36,6 @@ from ssl3d.config import Overrides
 from ssl3d.environment import environment
 from ssl3d.files import write_json, write_text
 from ssl3d.terminal import Meter, progress, say
-
-SPLIT_FILE = "split.json"  # the patients, as the store calls them
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ def _evaluate(context: Context, split: Split, arms: list[Arm], warnings: list[st
         "measures.json": {name: m.describe(context, arms) for name, m in suite.measures.items()},
         "environment.json": environment() | {"workers": workers, "threads": suite.threads},
         "warnings.json": warnings,
-        "data.json": describe_data(context),
+        "data.json": describe_data(context, split),
     }
     for name, content in described.items():
         write_json(out / name, content, indent=1)
@@ -198,6 +196,7 @@ def _chosen(arm: Arm, choices: Mapping[tuple[str, str], Choice]) -> dict[str, An
 def _results(context: Context, split: Split, cells: Sequence[Cell]) -> pd.DataFrame:
     """results.csv from the stored cells, in the order of the plan, which no process and no order of runs changes."""
     suite = context.suite
+    subsets = subset_numbers(cells)
     tables = []
     for cell in cells:
         arm, measure = cell.arm, context.measure(cell)
@@ -211,7 +210,7 @@ def _results(context: Context, split: Split, cells: Sequence[Cell]) -> pd.DataFr
             "init": measure.init(arm),
             "schedule": cell.measure if cell.split == TEST else f"{cell.measure} {choice_words(cell.choice)}",
             "n_labelled": cell.n_labelled,
-            "subset": cell.seed,
+            "subset": subsets[labels_of(cell)],
             "seed": cell.seed,
             "split": cell.split,
         }

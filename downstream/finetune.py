@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from downstream.arms import Arm
-from downstream.context import TEST, Cell, Context
+from downstream.context import TEST, WORK, Cell, Context
 from downstream.cost import step_cost
 from downstream.freezing import Frozen, Train, count_trained
 from downstream.inference import predict, read_image
@@ -30,7 +30,6 @@ from ssl3d.seeding import mix
 from ssl3d.tasks.task import Objective
 from ssl3d.train import train
 
-WORK = "work"  # OUT/work/<key>: the run directory of a training under way, removed when it is scored
 TARGET = f"{Segmentation.__module__}.{Segmentation.__name__}"
 Transfer = Literal["encoder", "encoder+decoder"]
 

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -21,7 +22,7 @@ from threadpoolctl import threadpool_limits
 from preprocessing.cluster import run_jobs
 from ssl3d.data.processes import without_script
 from ssl3d.known_warnings import hide_known_warnings
-from ssl3d.memory import keep_freed_memory
+from ssl3d.memory import bounded_freed_memory, keep_freed_memory
 
 Job = TypeVar("Job")
 
@@ -74,7 +75,8 @@ class Pool:
     def run(self, jobs: Sequence[Job]) -> Iterator[Job]:
         """Yield each job as it is done. Raises the first exception of a job; those not begun are dropped.
 
-        Raises ValueError when there is no dask scheduler at the address, or its workers die of a job.
+        Raises ValueError when a worker is killed, when there is no dask scheduler at the address, or when its workers
+        die of a job.
         """
         if self.scheduler is not None:
             remote = functools.partial(_run_there, self.function, self.shared, self.threads, str(Path.cwd()))
@@ -83,7 +85,7 @@ class Pool:
             return
         if self.executor is None:
             for job in jobs:
-                with limited_threads(self.threads):
+                with limited_threads(self.threads), bounded_freed_memory():
                     self.function(self.shared, job)
                 yield job
             return
@@ -92,6 +94,11 @@ class Pool:
             for future in as_completed(futures):
                 future.result()
                 yield futures[future]
+        except BrokenProcessPool:
+            raise ValueError(
+                "a worker was killed by the system, most often for lack of memory: what is finished is kept, so run "
+                "the same command again, with fewer workers"
+            ) from None
         except BaseException:
             for future in futures:
                 future.cancel()
@@ -120,7 +127,9 @@ def _start(function: Callable[[Any, Any], None], shared: Any, threads: int, numb
             number.value += 1
     keep_freed_memory()  # a third of the time of a probe went into page faults
     torch.set_num_threads(threads)
-    _state.update(function=function, shared=shared, limits=threadpool_limits(threads))
+    memory = contextlib.ExitStack()  # as long as the process
+    memory.enter_context(bounded_freed_memory())
+    _state.update(function=function, shared=shared, limits=threadpool_limits(threads), memory=memory)
 
 
 def _visible(number: int) -> str:
@@ -139,7 +148,7 @@ def _die_with_parent() -> None:
 
 def _run_there(function: Callable[[Any, Any], None], shared: Any, threads: int, folder: str, job: Any) -> None:
     """A job on a worker of a cluster, whose paths are relative to where the evaluation was started."""
-    with contextlib.chdir(folder), limited_threads(threads):
+    with contextlib.chdir(folder), limited_threads(threads), bounded_freed_memory():
         function(shared, job)
 
 

@@ -13,7 +13,7 @@ from downstream.domains import DOMAIN
 from downstream.evaluation import Evaluation
 from ssl3d.schema import flat
 
-# May differ: they decide no score.
+# May differ: where the labelled store lies and how its split is written decide no score; what they hold is compared.
 ANY_VALUE = ("store", "split", "workers", "scheduler", "pictures", "allow_leak", "name", "wandb")
 
 
@@ -62,12 +62,15 @@ def merge(evaluations: Sequence[Evaluation]) -> Evaluation:
         warnings=tuple(dict.fromkeys(w for e in evaluations for w in e.warnings)),
         measures=first.measures,
         data=first.data,
+        pool=first.pool,
     )
 
 
 def require_comparable(first: Evaluation, other: Evaluation) -> None:
     """Raises ValueError naming the first thing that two evaluations must share and do not."""
     one, two = flat(_settings(first)), flat(_settings(other))
+    for key in _recorded(first).keys() & _recorded(other).keys():  # an older directory says nothing of them
+        one[key], two[key] = _recorded(first)[key], _recorded(other)[key]
     for key in dict.fromkeys([*one, *two]):
         if one.get(key) != two.get(key):
             raise ValueError(
@@ -81,15 +84,23 @@ def _settings(evaluation: Evaluation) -> dict[str, Any]:
     rows = evaluation.results
     test = rows[rows["split"] == "test"]
     domains = sorted(set(test[DOMAIN].astype(str))) if DOMAIN in test else []
+    validation = tuple(sorted(set(rows.loc[rows["split"] == "validation", "patient"])))
     suite = {key: value for key, value in evaluation.suite.items() if key not in ANY_VALUE}
     return {
         "the data set": evaluation.dataset,
         "the modality": evaluation.modality,
         "the set of test patients": tuple(sorted(set(test["patient"]))),
+        "the set of validation patients": validation or None,
         "the list of domains": ", ".join(domains) or None,
         "the list of measures": ", ".join(sorted(set(test["schedule"]))),
         **suite,
     }
+
+
+def _recorded(evaluation: Evaluation) -> dict[str, Any]:
+    """What else two evaluations must share, where it was kept: whose labels could be drawn, and the voxels behind."""
+    found = {"the pool of labelled patients": evaluation.pool, "the labelled store": evaluation.data.get("digest")}
+    return {key: value for key, value in found.items() if value}
 
 
 def _short(value: Any) -> str:

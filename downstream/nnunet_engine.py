@@ -20,8 +20,7 @@ import nibabel as nib
 import numpy as np
 
 from downstream.arms import Arm
-from downstream.context import Cell, Context
-from downstream.finetune import WORK
+from downstream.context import WORK, Cell, Context
 from downstream.inference import read_classes, read_whole
 from downstream.measure import Measure, faults, positive
 from downstream.nnunet_client import Client, version

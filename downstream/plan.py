@@ -68,6 +68,24 @@ def final_cells(
     ]
 
 
+def labels_of(cell: Cell) -> tuple[str, frozenset[str]]:
+    """Whose labels a cell learns from, in a test or in a search."""
+    return cell.split, frozenset(cell.labelled)
+
+
+def subset_numbers(cells: Sequence[Cell]) -> dict[tuple[str, frozenset[str]], int]:
+    """{labels_of(cell): number of the subset}: the least seed that drew these patients.
+
+    Of few patients two seeds may draw the same; of the whole pool all do. They are one subset: trainings on the same
+    labels are no independent repetitions.
+    """
+    found: dict[tuple[str, frozenset[str]], int] = {}
+    for cell in cells:
+        labels = labels_of(cell)
+        found[labels] = min(cell.seed, found.get(labels, cell.seed))
+    return found
+
+
 def shown(context: Context) -> tuple[str, int, int] | None:
     """(measure, n_labelled, seed) of the cells whose predictions the report shows: the middle of the curve.
 

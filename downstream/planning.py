@@ -8,19 +8,22 @@ import io
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from downstream.arms import Arm
+from downstream.comparison import METRICS
 from downstream.context import VALIDATION, Cell, Context
+from downstream.finetune import Training
 from downstream.jobs import limited_threads
 from downstream.measure import Measure
 from downstream.methods import method_of
-from downstream.power import Design, components_of, sentence
+from downstream.power import USUAL, Design, components_of, sentence
 from downstream.results import RESULTS_FILE, read_results
 from downstream.scoring import done
 from downstream.splits import Split, labelled_subset
+from downstream.statistics import Components
 from downstream.times import read_seconds
 from ssl3d.terminal import duration
 
@@ -61,24 +64,36 @@ def describe_plan(
 def power_sentences(context: Context, split: Split, arms: Sequence[Arm]) -> list[str]:
     """The least difference that each measure finds (downstream.power), from the spread of an earlier evaluation in OUT.
 
-    Without one nobody knows how much patients and seeds differ, and the sentence says how to find out.
+    Without one nobody knows how much patients and seeds differ here: then as they did in the studies of docs/results.
     """
-    if not (context.out / RESULTS_FILE).exists():
-        return [
-            "power: not known before differences were seen: evaluate few seeds into this --out, and plan again"
-        ]
     methods = Counter(method_of(arm.provenance, arm.digest) for arm in arms if not arm.is_scratch)
-    results = read_results(context.out)
-    sentences = []
+    earlier = read_results(context.out) if (context.out / RESULTS_FILE).exists() else None
+    baselines = {arm.name: arm.baseline for arm in arms}
+    found = []
     for name, measure in context.suite.measures.items():
-        if measure.VOLUMES:  # judged over the whole set of patients: downstream.power knows scores of a patient
-            continue
         design = Design(len(measure.seed_numbers()), len(split.test), min(methods.values(), default=1))
+        metric = "dice" if context.target is None else "mae" if context.target.kind == "regression" else "auroc"
         try:
-            sentences.append(f"power, {name}: {sentence(design, components_of(results, name))}")
+            if earlier is None:
+                known = _usual(measure, metric)
+            else:
+                known = {"": components_of(earlier, name, metric, baselines=baselines)}
         except ValueError as error:
-            sentences.append(f"power, {name}: not known: {error}")
-    return sentences
+            found.append(f"power, {name}: not known: {error}")
+            continue
+        for where, components in known.items():
+            guess = f", if scores vary as those of the {where} in docs/results" if where else ""
+            found.append(f"power, {name}: {sentence(design, components, METRICS[metric].unit)}{guess}")
+    if earlier is None:
+        found.append("power: to know how scores vary here, evaluate few seeds into this --out, and plan again")
+    return found
+
+
+def _usual(measure: Measure, metric: str) -> Mapping[str, Components]:
+    """{data set: variance components}. Raises ValueError for a metric that was measured nowhere."""
+    if metric == "mae":
+        raise ValueError("errors have the unit of their target, and no target was measured before")
+    return USUAL["classification" if metric == "auroc" else "training" if measure.TRAINS else "frozen features"]
 
 
 def _an_arm(measure: Measure) -> int:
@@ -100,7 +115,8 @@ def trial(context: Context, split: Split, measure: Measure, cell: Cell) -> float
     few, more = (_seconds(context, dataclasses.replace(measure, **_steps(measure, n)), short) for n in TRIAL_STEPS)
     step = max(0.0, more - few) / (TRIAL_STEPS[1] - TRIAL_STEPS[0])
     scoring = max(0.0, few - TRIAL_STEPS[0] * step)
-    return step * measure.last_step() + scoring * images
+    steps = measure.steps_of(cell.arm) if isinstance(measure, Training) else measure.last_step()
+    return step * steps + scoring * images
 
 
 def _steps(measure: Measure, steps: int) -> dict[str, Any]:

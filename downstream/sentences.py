@@ -134,13 +134,13 @@ def summary(points: Sequence[Point]) -> str:
         "not distinguishable": f"not distinguishable from {other}",
     }
     found = {verdict: [p.n_labelled for p in points if p.verdict() == verdict] for verdict in words}
-    parts = [f"{words[verdict]} {_where(amounts)}" for verdict, amounts in found.items() if amounts]
+    parts = [f"{words[verdict]} {at_labelled(amounts)}" for verdict, amounts in found.items() if amounts]
     unknown = [p for p in points if p.verdict() == "no interval"]
     if not parts:
         reason = unknown[0].difference.reason if unknown[0].difference else "no baseline"
         return f"{measure}: whether {subject(first)} differs from {other} cannot be said ({reason})."
     text = f"{measure}: {subject(first)} is {join(parts)}."
-    return text + (f" Nothing can be said {_where([p.n_labelled for p in unknown])}." if unknown else "")
+    return text + (f" Nothing can be said {at_labelled([p.n_labelled for p in unknown])}." if unknown else "")
 
 
 def joint_statement(points: Sequence[Point]) -> str | None:
@@ -150,7 +150,7 @@ def joint_statement(points: Sequence[Point]) -> str | None:
         return None
     other = baseline_in_words(points[0])
     found = {word: [p.n_labelled for p in judged if p.verdict(joint=True) == word] for word in ("better", "worse")}
-    parts = [f"{word} than {other} {_where(amounts)}" for word, amounts in found.items() if amounts]
+    parts = [f"{word} than {other} {at_labelled(amounts)}" for word, amounts in found.items() if amounts]
     remains = (
         f"{METHOD if points[0].of_method else CHECKPOINT} remains {join(parts)}"
         if parts
@@ -181,8 +181,8 @@ def guessing(points: Sequence[Point]) -> str | None:
 
     amounts = [n for n in dict.fromkeys(p.n_labelled for p in points) if guessed(n)]
     return (
-        f"{measure_in_words(first)}: {_where(amounts)} no arm, pre-trained or not, is distinguishable from guessing "
-        f"({METRICS[first.metric].name} {level:g}), so nothing can be said there about which learns more."
+        f"{measure_in_words(first)}: {at_labelled(amounts)} no arm, pre-trained or not, is distinguishable from "
+        f"guessing ({METRICS[first.metric].name} {level:g}), so nothing can be said there about which learns more."
         if amounts
         else None
     )
@@ -193,7 +193,8 @@ def join(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def _where(amounts: Sequence[int]) -> str:
+def at_labelled(amounts: Sequence[int]) -> str:
+    """ "at 1 labelled patient", "at 4, 8 and 16 labelled patients"."""
     return f"at {join([str(n) for n in amounts])} labelled patient{'' if list(amounts) == [1] else 's'}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from downstream.arms import Arm, make_arms
 from downstream.context import Context, store_digest
@@ -84,11 +84,15 @@ def labelled_rows(store: Store) -> dict[str, tuple[int, ...]]:
     return {subject: tuple(rows) for subject, rows in found.items()}
 
 
-def describe_data(context: Context) -> dict[str, list[str]]:
-    """What a report says of the labelled store: data.json, the modalities of its labelled volumes."""
+def describe_data(context: Context, split: Split) -> dict[str, Any]:
+    """What a report says of the labelled store: data.json.
+
+    The modalities of its labelled volumes, and a digest of those of the split: what two evaluations must share.
+    """
     store = context.store
     found = {str(m) for rows in context.rows.values() for row in rows for m in store.cell("modality", row)}
-    return {"modality": sorted(found)}
+    patients = tuple(patient for part in FIELDS for patient in getattr(split, part))
+    return {"modality": sorted(found), "digest": store_digest(store, context.rows_of(patients))}
 
 
 def label_classes(store: Store, rows: Sequence[int], chosen: Sequence[str] | None) -> tuple[dict[int, str], int | None]:

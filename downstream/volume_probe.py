@@ -1,13 +1,16 @@
 """Frozen features of whole volumes: a linear probe and nearest neighbours for a target of volumes.
 
 A volume's features are the averages of all encoder stages over a window, averaged over the windows that cover the
-volume; each is encoded once for all cells of an encoder. Features are standardised on the labelled volumes; the
-volumes of a patient together weigh as much as he does alone. Fits are float64, deterministic, and the same for every
-arm.
+volume; each is encoded once for all cells and measures of an encoder. Features are standardised on the labelled
+volumes; the volumes of a patient together weigh as much as he does alone. Fits are float64, deterministic, and the same
+for every arm.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -18,11 +21,12 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor
 
-from downstream.context import Cell, Context
+from downstream.context import WORK, Cell, Context
 from downstream.inference import read_image
 from downstream.measure import Measure, faults, positive
 from downstream.scoring import finish
 from downstream.volume import VolumeTarget, mean_over_windows, volume_rows
+from ssl3d.files import write_bytes
 from ssl3d.models.backbone import Backbone, global_average
 from ssl3d.moments import moments
 from ssl3d.regions import Size3
@@ -59,9 +63,8 @@ class FrozenVolumes(Measure):
 
     def run(self, context: Context, cells: Sequence[Cell]) -> None:
         """Encode every volume once, then fit and score each cell."""
-        backbone = cells[0].arm.backbone(cells[0].seed).to(context.device).eval()
         rows = {row for cell in cells for row in context.rows_of((*cell.labelled, *cell.scored))}
-        features = {row: self.features(context, backbone, row) for row in sorted(rows)}
+        features = self.all_features(context, cells[0], sorted(rows))
         target = context.volume_target
         for cell in cells:
             x = np.stack([features[row] for row in context.rows_of(cell.labelled)])
@@ -71,6 +74,33 @@ class FrozenVolumes(Measure):
             finish(
                 context, cell, [r for patient, row in pairs for r in volume_rows(context, patient, row, next(found))]
             )
+
+    def all_features(self, context: Context, cell: Cell, rows: Sequence[int]) -> dict[int, Array]:
+        """{row: its features} by the encoder of a cell.
+
+        Kept in OUT/work until the evaluation ends: another measure of the same windows need not encode them again.
+        """
+        path = context.out / WORK / f"features-{self._encoder(context, cell)}.npz"
+        known = {}
+        if path.exists():
+            with np.load(path) as kept:
+                known = dict(zip(kept["rows"].tolist(), kept["features"]))
+        missing = [row for row in rows if row not in known]
+        if missing:
+            backbone = cell.arm.backbone(cell.seed).to(context.device).eval()
+            known |= {row: self.features(context, backbone, row) for row in missing}
+            numbers, stacked = np.asarray(list(known)), np.stack(list(known.values()))
+            buffer = io.BytesIO()
+            np.savez(buffer, rows=numbers, features=stacked)
+            write_bytes(path, buffer.getvalue())
+        return known
+
+    def _encoder(self, context: Context, cell: Cell) -> str:
+        """A hash of all that decides a volume's features."""
+        suite, arm = context.suite, cell.arm
+        content: list[Any] = [context.numerics, context.store_digest, arm.digest, cell.seed if arm.is_scratch else None]
+        content += [self.patch_size, suite.overlap, suite.normalise, suite.threads]
+        return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=12).hexdigest()
 
     def features(self, context: Context, backbone: Backbone, row: int) -> Array:
         """(F,) of a stored volume: the stages one after another, finest first."""

@@ -8,6 +8,8 @@ from downstream.sections.view import View, spell
 from downstream.statistics import FEWEST
 from downstream.volume_metrics import SET_METRICS
 
+LARGE_PART = 0.2  # of a pool, from which on overlapping subsets make an interval too short for other pools
+
 
 def design(view: View) -> Section:
     """Patients, pairing, seeds, aggregation, intervals."""
@@ -41,9 +43,21 @@ def design(view: View) -> Section:
     factors = "(labelled subset and seed) x patient" + (" x pre-training run" if view.members else "")
     items.append(
         f"Intervals come from a crossed random-effects model, {factors}: they hold for other "
-        f"{'runs, ' if view.members else ''}subsets, seeds and patients of the same kind, not only those drawn here."
+        f"{'runs, ' if view.members else ''}seeds and patients of the same kind and other subsets of the same pool"
+        f"{_of_pool(view)}, not only those drawn here."
     )
+    averaged = sorted({p.n_labelled for p in view.points if 1 < p.subsets < p.seeds})
+    if averaged:
+        items.append(
+            f"{sentences.at_labelled(averaged).capitalize()} some seeds drew the same labelled patients: their scores "
+            "are averaged, for they are one labelled subset."
+        )
     return Section("How it was measured", [page.listing(items)])
+
+
+def _of_pool(view: View) -> str:
+    pool = len(view.evaluation.pool)
+    return f" ({pool} patients)" if pool else ""
 
 
 def limits(view: View) -> Section:
@@ -56,6 +70,7 @@ def limits(view: View) -> Section:
     ]
     if any(p.subsets == 1 for p in view.points):
         items.append("Some numbers rest on one labelled subset: they hold for those labelled patients only.")
+    items += _overlap(view) + _search(view)
     if fewest < FEWEST:
         items.append(f"Numbers with fewer than {FEWEST} training seeds behind them have no interval.")
     elif fewest < 10:
@@ -74,6 +89,32 @@ def limits(view: View) -> Section:
         for note in sorted(left_out)
     ]
     return Section("What this cannot say", [page.listing(items)], {"limits": items})
+
+
+def _overlap(view: View) -> list[str]:
+    """Subsets that are a large part of their pool share patients."""
+    pool = len(view.evaluation.pool)
+    amounts = sorted({p.n_labelled for p in view.points if p.subsets > 1 and p.n_labelled > LARGE_PART * pool})
+    if not pool or not amounts:
+        return []
+    return [
+        f"{sentences.at_labelled(amounts).capitalize()} a subset is more than a fifth of the pool of {pool}, so that "
+        "subsets overlap: intervals hold for subsets of this pool and would be wider for another pool."
+    ]
+
+
+def _search(view: View) -> list[str]:
+    """A search is in no interval, and in no p-value."""
+    if not view.trials:
+        return []
+    rows = view.evaluation.results
+    patients = rows.loc[rows["split"] == "validation", "patient"].nunique()
+    seeds = min(t.seeds for t in view.trials)
+    return [
+        f"Settings were chosen for each arm on {patients} further labelled patient{'' if patients == 1 else 's'}, "
+        f"counted in no number of labelled patients here, with {seeds} seed{'' if seeds == 1 else 's'} a choice. How "
+        "lucky an arm's choice was is in no interval and no p-value: both hold given the settings."
+    ]
 
 
 def guard(view: View) -> Section | None:

@@ -1,0 +1,103 @@
+"""What intervals hold when a study is not as the model has it: subsets that overlap, curves scored at few steps.
+
+Both are limits of the design, which no quantile mends; docs/statistics.md states them with these tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from downstream.coverage_tests import NOISE, table
+from downstream.crossing import BELOW, BEYOND, crossing
+from downstream.efficiency import SHARE
+from downstream.statistics import half_widths
+from ssl3d.seeding import numpy_generator
+
+POOLS = ((63, 4), (63, 16), (30, 16), (300, 64), (300, 256))  # (patients of a pool, labelled patients of a subset)
+# Steps at which a training of 100 is scored: few, and one in ten.
+MARKS = {"25, 50, 100": (25, 50, 100), "every 10": tuple(range(10, 101, 10))}
+PACES = {"fast": 15.0, "middling": 21.0, "slow": 30.0}  # steps in which what is left to learn falls to 1 / e
+HEIGHT, UNLEARNT = 0.75, 0.9  # the score without end, and the share of it that is missing at step 0
+
+
+class Held(NamedTuple):
+    """Shares of simulated studies whose interval holds the mean over subsets of this pool, and of other pools."""
+
+    this_pool: float
+    other_pools: float
+
+
+def overlapping(
+    studies: int, replicates: int, patients: int, pool: int, labelled: int, variances: Sequence[float], seed: int
+) -> Held:
+    """Subsets of `labelled` of a `pool`, each with its seed, that meet every test patient.
+
+    A labelled patient is worth a number, a subset the mean of its patients'. `variances`: of a subset's worth where the
+    pool is without end, of the seed, and of the residual.
+    """
+    generator = numpy_generator(seed, "pool", pool, labelled, replicates, patients)
+    of_subset, of_seed, residual = (np.sqrt(v) for v in variances)
+    worth = of_subset * np.sqrt(labelled) * generator.standard_normal((studies, pool))
+    tables = np.empty((studies, replicates, patients))
+    for i in range(studies):
+        drawn = [worth[i, generator.permutation(pool)[:labelled]].mean() for _ in range(replicates)]
+        tables[i] = np.asarray(drawn)[:, None] + of_seed * generator.standard_normal((replicates, 1))
+    tables += residual * generator.standard_normal(tables.shape)
+    mean, half = half_widths(tables)
+    return Held(float((np.abs(mean - worth.mean(1)) <= half).mean()), float((np.abs(mean) <= half).mean()))
+
+
+def learning_speed(
+    studies: int, replicates: int, patients: int, pace: float, marks: Sequence[int], seed: int
+) -> tuple[float, float, float]:
+    """(coverage, mean estimate, truth) of the step at which a saturating curve has SHARE of its own final score."""
+    generator = numpy_generator(seed, "speed", replicates, patients, str(pace), len(marks))
+    curve = HEIGHT * (1 - UNLEARNT * np.exp(-np.asarray(marks) / pace))
+    target = SHARE * curve[-1]
+    truth = -pace * float(np.log((1 - target / HEIGHT) / UNLEARNT))
+    of_replicate, of_both, of_patient, residual = NOISE
+    held, places = 0, []
+    for _ in range(studies):
+        shared = of_replicate * generator.standard_normal((1, replicates, 1))
+        shared = shared + of_patient * generator.standard_normal((1, 1, patients))
+        own = of_both * generator.standard_normal((len(marks), replicates, 1))
+        noise = residual * generator.standard_normal((len(marks), replicates, patients))
+        scores = curve[:, None, None] + shared + own + noise
+        found = crossing([float(m) for m in marks], scores - SHARE * scores[-1:])
+        assert found.low is not None and found.high is not None
+        low = -np.inf if found.low.side == BELOW else found.low.x
+        high = np.inf if found.high.side == BEYOND else found.high.x
+        held += low <= truth <= high
+        places.append(found.estimate.x)
+    return held / studies, float(np.mean(places)), truth
+
+
+def markdown_pools(studies: int, replicates: Sequence[int], patients: Sequence[int], seed: int) -> str:
+    """Coverage in per cent where subsets overlap, for subset and seed of equal and of unequal variance."""
+    rows = []
+    for s in replicates:
+        for p in patients:
+            for pool, labelled in POOLS:
+                even = overlapping(studies, s, p, pool, labelled, (0.5, 0.5, 1.0), seed)
+                uneven = overlapping(studies, s, p, pool, labelled, (1.0, 0.1, 1.0), seed)
+                cells = (even.this_pool, even.other_pools, uneven.this_pool, uneven.other_pools)
+                rows.append([str(s), str(p), f"{labelled} of {pool}", *(f"{100 * v:.1f}" for v in cells)])
+    head = ["seeds", "patients", "labelled of pool", "this pool; subset varies as seed", "other pools",
+            "this pool; subset ten times as much", "other pools"]  # fmt: skip
+    return table(head, rows)
+
+
+def markdown_speed(studies: int, replicates: Sequence[int], patients: Sequence[int], seed: int) -> str:
+    """The true step, the mean of what is found, and coverage in per cent, by how a training was scored."""
+    rows = []
+    for s in replicates:
+        for p in patients:
+            for name, pace in PACES.items():
+                for scored, marks in MARKS.items():
+                    held, place, truth = learning_speed(studies, s, p, pace, marks, seed)
+                    cells = (f"{truth:.1f}", f"{place:.1f}", f"{100 * held:.1f}")
+                    rows.append([str(s), str(p), name, scored, *cells])
+    return table(["seeds", "patients", "learns", "scored after steps", "true step", "found", "covered"], rows)
