@@ -5,8 +5,8 @@
 What is finished is kept, so the same call goes on. Runs lie in OUT/<data>/<method>_<network>_<seed>, evaluations by
 recipes/downstream/study_<study>.yaml in OUT/<study>/evaluation; `pages` copies what they found into
 docs/results/<study>, and puts all methods beside each other in docs/methods/comparison.md, and each on its own page.
-A study is called as its data set; "beyond" and "onward" hold further methods on the hippocampus, "matched" and
-"longer" fine-tune some of its runs again.
+A study is called as its data set; "beyond" and "onward" hold further methods on the hippocampus, "matched",
+"longer" and "speed" fine-tune some of its runs again.
 Real scans lie in --real (env SSL3D_DATA, default ../shared/data).
 """
 

@@ -14,7 +14,7 @@ from ssl3d import config
 STEPS = 2_500
 RESENC, VIT = "resenc", "vit"
 # Of a study that is not called as its data.
-DATA_OF = dict.fromkeys(("beyond", "onward", "matched", "longer"), "hippocampus")
+DATA_OF = dict.fromkeys(("beyond", "onward", "matched", "longer", "speed"), "hippocampus")
 CROP = (24, 32, 24)
 PATCH = {"hippocampus": CROP} | dict.fromkeys(("phantom", "pathology", "pathology_many", "ct"), (32, 32, 32))
 SHARED = (
@@ -136,6 +136,7 @@ RUNS: dict[str, dict[tuple[str, str], int]] = {
     },
     "matched": {("position_mae", RESENC): 3, ("mae", RESENC): 3},
     "longer": {("position_mae", RESENC): 3},
+    "speed": {("position_mae", RESENC): 3, ("mae", RESENC): 3},
     "phantom": {
         ("position_mae", RESENC): 1, ("mae", RESENC): 1, ("volume_fusion", RESENC): 1, ("mae", VIT): 1,
     },

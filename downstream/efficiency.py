@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import pandas as pd
@@ -23,7 +24,7 @@ class Reached:
 
     Of labels saved, places are numbers of labelled patients that scratch needs for the arm's score at `n_labelled`
     (`factor` divides by it); of learning speed, optimiser steps. A place with `side` BELOW or BEYOND lies outside what
-    was measured, `first` to `last`.
+    was measured, `first` to `last`; `widest`: the largest gap between two measured places of learning speed.
     """
 
     measure: str
@@ -41,6 +42,7 @@ class Reached:
     first: float
     last: float
     level: float = LEVEL
+    widest: float = 0.0
 
     @property
     def of_method(self) -> bool:
@@ -117,7 +119,7 @@ def learning_speed(
                 continue
             behind = {float(step): scores.minus(final[n, baseline], share) for step, scores in curve.items()}
             place = _reached(behind, 1.0, level)
-            about = _moved(place, float)
+            about = _moved(place, float) | {"widest": float(max(b - a for a, b in pairwise(sorted(curve))))}
             found.append(Reached(str(measure), metric, arm, baseline, n, first=min(curve), last=max(curve), **about))
     return found
 

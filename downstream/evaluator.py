@@ -22,7 +22,7 @@ from downstream.jobs import Pool, count_workers
 from downstream.measure import Choice, choice_words
 from downstream.methods import method_of
 from downstream.pace import Pace
-from downstream.plan import best_choices, final_cells, labels_of, search_cells, subset_numbers
+from downstream.plan import best_choice, best_choices, final_cells, labels_of, search_cells, subset_numbers
 from downstream.planning import describe_plan
 from downstream.report import write_report
 from downstream.results import read_cell, write_results
@@ -80,17 +80,23 @@ def _plan(context: Context, split: Split, arms: list[Arm], warnings: list[str]) 
     """Say what an evaluation would do; returns the split's path."""
     for warning in warnings:
         say(f"warning: {warning}", error=True)
-    cells = [*_planned(context, split, arms), *search_cells(context, split, arms)]
+    search = search_cells(context, split, arms)
+    cells = [*_planned(context, split, arms, search), *search]
     workers = count_workers(context.suite.workers, context.suite.threads, len(cells))
     for sentence in describe_plan(context, split, arms, cells, workers):
         say(sentence)
     return context.out / SPLIT_FILE
 
 
-def _planned(context: Context, split: Split, arms: list[Arm]) -> list[Cell]:
+def _planned(context: Context, split: Split, arms: list[Arm], search: Sequence[Cell]) -> list[Cell]:
     """All cells of the test; those that wait for a search hold its first choice."""
-    fixed = {(name, arm.name): m.grid()[0] for name, m in context.suite.measures.items() for arm in arms}
-    return final_cells(context, split, arms, fixed)
+    choices = {(name, arm.name): m.grid()[0] for name, m in context.suite.measures.items() for arm in arms}
+    waiting = {(cell.measure, cell.arm.name) for cell in search if not done(context, cell)}
+    searched = [cell for cell in search if (cell.measure, cell.arm.name) not in waiting]
+    results = _search_results(context, searched)
+    for cell in searched:
+        choices[cell.measure, cell.arm.name] = best_choice(context, cell.measure, cell.arm, results)
+    return final_cells(context, split, arms, choices)
 
 
 def _evaluate(context: Context, split: Split, arms: list[Arm], warnings: list[str]) -> Path:
@@ -98,8 +104,8 @@ def _evaluate(context: Context, split: Split, arms: list[Arm], warnings: list[st
     for warning in warnings:
         say(f"warning: {warning}", error=True)
     searching = [name for name, m in suite.measures.items() if m.searches()]
-    planned = _planned(context, split, arms)
     search = search_cells(context, split, arms)
+    planned = _planned(context, split, arms, search)
     now = [cell for cell in planned if cell.measure not in searching]
     first = _jobs(context, [*now, *search])
     workers = count_workers(suite.workers, suite.threads, max(len(first), len(planned) - len(now)))

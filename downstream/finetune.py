@@ -80,8 +80,9 @@ class Training(Measure):
     def check(self, key: str) -> list[str]:
         """See Measure.check."""
         at = self.score_at
+        if self.steps <= 0:  # all that counts in steps would be at fault with it
+            return faults(key, [(False, "steps", self.steps, "above 0")])
         own = [
-            (self.steps > 0, "steps", self.steps, "above 0"),
             (self.batch_size > 0, "batch_size", self.batch_size, "above 0"),
             (all(0 < n <= self.steps for n in at), "score_at", at, f"a list of steps from 1 to the {self.steps} of it"),
             (len(set(at)) == len(at), "score_at", at, "a list without repeats"),

@@ -38,16 +38,21 @@ def best_choices(context: Context, arms: Sequence[Arm], results: pd.DataFrame) -
     `results`: rows of the search with columns measure, arm, choice (its number in the grid) and those of a cell; a
     measure without a search has one choice, the same for all arms.
     """
-    found = {}
-    for name, measure in context.suite.measures.items():
-        grid = measure.grid()
-        for arm in arms:
-            merits = [0.0]
-            if measure.searches():
-                own = results[(results["measure"] == name) & (results["arm"] == arm.name)]
-                merits = [measure.merit(own[own["choice"] == i]) for i in range(len(grid))]
-            found[name, arm.name] = grid[int(np.nanargmax(merits)) if not np.isnan(merits).all() else 0]
-    return found
+    searched = {name for name, measure in context.suite.measures.items() if measure.searches()}
+    return {
+        (name, arm.name): best_choice(context, name, arm, results) if name in searched else measure.grid()[0]
+        for name, measure in context.suite.measures.items()
+        for arm in arms
+    }
+
+
+def best_choice(context: Context, name: str, arm: Arm, results: pd.DataFrame) -> Choice:
+    """As best_choices, of one measure and arm."""
+    measure = context.suite.measures[name]
+    grid = measure.grid()
+    own = results[(results["measure"] == name) & (results["arm"] == arm.name)]
+    merits = [measure.merit(own[own["choice"] == i]) for i in range(len(grid))]
+    return grid[int(np.nanargmax(merits)) if not np.isnan(merits).all() else 0]
 
 
 def final_cells(

@@ -34,11 +34,14 @@ def redraw(directories: Sequence[Path]) -> list[Path]:
 
     One directory gets its page; several evaluations also a page in FIRST/comparison: those of one data set merged into
     one comparison, several data sets side by side. Several runs get one page with all their curves in FIRST/comparison.
-    Raises ValueError naming the first difference when evaluations of a data set do not measure the same,
-    FileNotFoundError for a directory that is neither. Nothing is written before all of this is checked.
+    Raises ValueError naming the first difference when evaluations of a data set do not measure the same, or a
+    directory that is given twice, FileNotFoundError for a directory that is neither. Nothing is written before all of
+    this is checked.
     """
     directories = [Path(d) for d in directories]
-    for directory in directories:
+    for i, directory in enumerate(directories):
+        if directory.resolve() in {d.resolve() for d in directories[:i]}:
+            raise ValueError(f"{directory} is given twice: nothing is compared with itself, so name it once")
         if not is_evaluation(directory) and not runs.is_run(directory):
             raise FileNotFoundError(
                 f"{directory} is neither an evaluation (no results.csv) nor a run (no metrics.jsonl): "

@@ -141,6 +141,8 @@ def _range_faults(suite: Suite) -> list[str]:
         (suite.nsd_mm > 0, "nsd_mm", suite.nsd_mm, "above 0"),
         (bool(suite.target) or not suite.target_kind, "target_kind", suite.target_kind, "null where target is"),
         ("dice" in suite.metrics, "metrics", suite.metrics, "a list with dice in it"),
+        (len(set(suite.metrics)) == len(suite.metrics), "metrics", suite.metrics, "a list without repeats"),
+        (suite.classes != [], "classes", suite.classes, "null for all classes, or a list that is not empty"),
     ]
     found = [f"{name} is {value}; it must be {rule}" for holds, name, value, rule in rules if not holds]
     found += [_unfit(suite, name) for name, m in suite.measures.items() if m.VOLUMES is (suite.target is None)]

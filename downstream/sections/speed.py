@@ -20,6 +20,7 @@ from downstream.sections.numbers import plain_point
 from downstream.sections.view import View, files, grouped, metric_axis, reached_words
 
 COLUMNS = 3  # panels side by side
+FEW = 0.12  # of a training: scored steps further apart than that bend the result (docs/statistics.md)
 ALONE = 5.2  # inches of a figure of one panel, so that a legend fits above it
 Curves = Mapping[int, Sequence[Point]]  # {step: points}
 
@@ -51,8 +52,21 @@ def speed(view: View) -> Section | None:
         "the score that the arm without pre-training ends with, of the same labelled patients and seeds; its schedule "
         "is that of the whole training, so a training planned shorter might learn faster. Test patients chose nothing."
     )
+    intro += _sparse(found)
     data = {"learning_speed": [_plain(r) for r in found], "learning_curves": curves}
     return Section("Learning speed", [page.paragraph(intro, "soft"), *blocks], data)
+
+
+def _sparse(found: Sequence[Reached]) -> str:
+    """What straight lines between few scored steps do; nothing where they are many."""
+    widest = max((r.widest / r.last for r in found), default=0.0)
+    if widest <= FEW:
+        return ""
+    return (
+        " Between two scored steps the score is taken as a straight line, while scores rise in a curve: with steps as "
+        f"far apart as here, {100 * widest:.0f} % of a training, the numbers are too large, most for the slower arms, "
+        "and their intervals do not hold that. Score at ten steps or more (score_at) to compare speeds."
+    )
 
 
 def by_step(view: View, rows: pd.DataFrame) -> Curves:

@@ -42,3 +42,39 @@ def test_freed_memory_is_kept():
         pytest.skip("the C library does not account for its memory by mallinfo2 (GNU libc 2.33)")
     assert _account(keep=False) == ["1", "1", "0"]  # else the test would show nothing
     assert _account(keep=True) == ["1", "0", "1"]
+
+
+GROWN = """
+import sys, time
+import ssl3d.memory as memory
+
+def fragmented():
+    kept, large = [], []
+    for _ in range(2000):
+        large.append(bytearray(100_000))
+        kept.append(bytearray(2_000))
+    return kept
+
+def grown(watched):
+    memory.keep_freed_memory()
+    before = memory.resident_bytes()
+    if not watched:
+        kept = fragmented()
+    else:
+        with memory.bounded_freed_memory(growth=50_000_000, every=1.0):
+            kept = fragmented()
+            time.sleep(2.5)  # the first look comes after the large ones are gone
+    return memory.resident_bytes() - before
+
+print(grown(sys.argv[1] == "watched"))
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="malloc_trim is GNU libc's")
+def test_gaps_between_what_lasts_are_given_back():
+    """200 MB freed between 4 MB that stay."""
+    plain, watched = (
+        int(subprocess.run([sys.executable, "-c", GROWN, how], check=True, capture_output=True, text=True).stdout)
+        for how in ("plain", "watched")
+    )
+    assert plain > 150_000_000 > 60_000_000 > watched

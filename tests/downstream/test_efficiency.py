@@ -91,6 +91,11 @@ def test_learning_speed():
     assert (slow.estimate.side, slow.low.side, slow.high.side) == (BEYOND, BEYOND, BEYOND)
 
 
+def test_the_widest_gap_between_scored_steps_is_kept():
+    found = learning_speed(_curves({"scratch": (0.5, 0.9, 1.0), "mae": (0.9, 1.0, 1.0)}, (50, 75, 200)))
+    assert {r.widest for r in found} == {125.0}
+
+
 def test_learning_speed_needs_steps_and_a_score():
     assert learning_speed(rows({"mae": {2: 0.1}})) == []
     with pytest.raises(ValueError, match="needs a score"):

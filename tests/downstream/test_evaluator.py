@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from synthetic_evaluation import rows, write_evaluation
 import downstream
 from downstream.context import VALIDATION, Cell, store_digest
 from downstream.finetune import Finetune, recipe
-from downstream.plan import best_choices, final_cells, picture_rows, search_cells
+from downstream.plan import best_choices, final_cells, labels_of, picture_rows, search_cells, subset_numbers
 from downstream.planning import power_sentences
 from downstream.results import COLUMNS, MEAN_FOREGROUND, read_results
 from downstream.schedule import FinetuneOptim
@@ -132,6 +133,15 @@ def test_the_plan_gives_every_arm_the_same(labelled_store, split_file, run_folde
     assert [c.arm.name for c in shown] == ["scratch", "mae"] and shown[0].pictures == picture_rows(context, split)
 
 
+def test_seeds_that_draw_the_same_patients_are_one_subset():
+    def cell(seed: int, labelled: str, split: str = "test") -> Cell:
+        return cast(Cell, SimpleNamespace(seed=seed, labelled=tuple(labelled), split=split))
+
+    cells = [cell(2, "ab"), cell(0, "ba"), cell(1, "ac"), cell(3, "a"), cell(4, "ab", VALIDATION)]
+    numbers = subset_numbers(cells)
+    assert [numbers[labels_of(c)] for c in cells] == [0, 0, 1, 3, 4]
+
+
 def test_the_best_rate_counts_patients_once(labelled_store, split_file, run_folder, tmp_path):
     suite = load_suite(suite_values(labelled_store, split_file))
     context, _, arms, _ = prepare([run_folder], suite, tmp_path / "out")
@@ -231,13 +241,27 @@ def test_a_plan_counts_cells_and_trains_nothing(labelled_store, split_file, run_
     said = capsys.readouterr().out
     assert "patients: 3 pool, 1 validation, 3 test" in said
     assert "finetune: 12 cells, 0 finished, about" in said and "estimate from a trial" in said
-    assert "12 cells of 2 arms: about" in said and "power: not known before differences were seen" in said
+    assert "12 cells of 2 arms: about" in said and "if scores vary as those of the hippocampus in docs/results" in said
+    assert "power: to know how scores vary here" in said
     assert json.loads(path.read_text())["test"] == ["patient_04", "patient_05", "patient_06"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [".lock", "split.json"]
     with pytest.raises(ValueError, match="no run to evaluate: name a run"):
         downstream.evaluate([], values, tmp_path / "none")
     assert downstream.evaluate([], values, tmp_path / "none", plan_only=True).exists()
     assert "finetune: 6 cells an arm" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_plan_of_a_finished_evaluation_has_nothing_left(evaluated, tmp_path, capsys):
+    """Also where the search took another value than the first, scratch and runs differing."""
+    out, values, runs = evaluated
+    shutil.copytree(out, tmp_path / "out")
+    measure = values["measures"]["finetune"]
+    assert len(measure["optim"]["lr"]) > 1
+    choices = {arm["chosen"]["finetune"]["lr"] for arm in json.loads((out / "arms.json").read_text()).values()}
+    downstream.evaluate(runs, values, tmp_path / "out", plan_only=True)
+    said = capsys.readouterr().out
+    assert "about 0 s left" in said, (choices, said)
 
 
 def test_a_plan_in_the_folder_of_an_evaluation_states_its_power(tmp_path):
@@ -248,7 +272,8 @@ def test_a_plan_in_the_folder_of_an_evaluation_states_its_power(tmp_path):
     suite = SimpleNamespace(measures={measure: Finetune(
         n_labelled=[1], seeds=5, steps=1, batch_size=1, patch_size=(8, 8, 8), optim=FinetuneOptim(lr=[0.1])
     )})  # fmt: skip
-    context, split = SimpleNamespace(out=tmp_path / "out", suite=suite), Split((), (), tuple("abcdefgh"))
+    context = SimpleNamespace(out=tmp_path / "out", suite=suite, target=None)
+    split = Split((), (), tuple("abcdefgh"))
     (found,) = power_sentences(context, split, [])  # type: ignore[arg-type]
     assert found.startswith(f"power, {measure}: 5 training seeds, 8 test patients, one pre-training run: a difference")
 

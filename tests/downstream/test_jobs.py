@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -44,3 +46,13 @@ def test_processes_run_everything_and_pass_errors_on(tmp_path):
         assert {p.read_text() for p in tmp_path.iterdir()} == {"1 1", "4 1", "9 1"}
         with pytest.raises(ValueError, match="thirteen"):
             list(pool.run([13]))
+
+
+def kill_itself(shared: None, job: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_told_in_a_sentence():
+    with Pool(kill_itself, None, 2, 1) as pool, pytest.raises(ValueError, match="a worker was killed by the system"):
+        list(pool.run([1, 2]))

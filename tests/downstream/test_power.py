@@ -1,12 +1,23 @@
 """Power before a study: against simulated studies and textbook numbers, and what more of anything is worth."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 from synthetic_evaluation import rows
 
 from downstream import coverage, coverage_runs
-from downstream.power import Design, components_of, minimum_detectable, power, seeds_needed, sentence
+from downstream.power import (
+    USUAL,
+    Design,
+    components_of,
+    mean_components,
+    minimum_detectable,
+    of_checkpoint,
+    power,
+    seeds_needed,
+    sentence,
+)
 from downstream.statistics import Components, half_widths, half_widths_of_any
 from ssl3d.seeding import numpy_generator
 
@@ -75,3 +86,35 @@ def test_sentences():
     assert "of a checkpoint" in sentence(Design(5, 20, 2), VARIED)
     assert "how much they do is not known" in sentence(Design(5, 20, 3), VARIED)
     assert "not known" not in sentence(Design(5, 20, 3), WITH_RUNS)
+
+
+def test_a_checkpoint_of_components_with_runs():
+    """How one run meets replicates and patients is luck of that checkpoint, and not seen apart."""
+    ratio = (0.0, 0.3, 1.0, 0.3, 0.3, 0.5, 0.4)
+    known = Components(0.3, 1.0, 0.4, run=0.0, run_replicate=0.3, run_patient=0.3, replicate_patient=0.5)
+    tables = coverage_runs.simulate(4000, (1, 5, 12), ratio, numpy_generator(2, "power"))[:, 0]
+    mean, half = half_widths(tables + 1.5)
+    assert power(1.5, Design(5, 12), known) == pytest.approx(float((np.abs(mean) > half).mean()), abs=0.025)
+    assert of_checkpoint(VARIED) == VARIED
+
+
+def test_methods_and_checkpoints_are_not_averaged():
+    """The residual of a checkpoint holds the interaction of replicate and patient, that of a method does not."""
+    assert mean_components([VARIED, WITH_RUNS, WITH_RUNS]) == WITH_RUNS
+    assert mean_components([VARIED, Components(0.1, 0.0, 0.0)]) == Components(0.2, 0.5, 0.5)
+
+
+def test_each_network_has_its_scratch():
+    table = rows({"mae": {2: 0.05}})
+    one = table.assign(arm=table["arm"] + "-a")
+    other = table.assign(arm=table["arm"] + "-b", value=table["value"] + 0.01)
+    baselines = {f"{arm}-{n}": f"scratch-{n}" for arm in ("mae", "scratch") for n in "ab"}
+    found = components_of(pd.concat([one, other]), "finetune", baselines=baselines)
+    alone = components_of(table, "finetune")
+    assert found.residual == pytest.approx(alone.residual)
+
+
+@pytest.mark.parametrize("kind", list(USUAL))
+def test_before_anything_was_run_components_of_the_studies_serve(kind):
+    for components in USUAL[kind].values():
+        assert 0 < minimum_detectable(Design(5, 30), components) < 0.5

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -232,6 +233,50 @@ def test_merge_refuses_other_test_patients(tmp_path):
     write_evaluation(tmp_path / "b", rows({"mae": {2: 0.03}}, patients=11))
     with pytest.raises(ValueError, match="the set of test patients is 12 patients"):
         redraw([tmp_path / "a", tmp_path / "b"])
+
+
+def test_merge_refuses_another_pool_another_store_and_other_validation_patients(tmp_path):
+    """Wherever both directories tell; one from before these were kept is taken at its word."""
+    table = rows({"mae": {2: 0.03}})
+    a, b = (write_evaluation(tmp_path / name, table) for name in ("a", "b"))
+    pools = {a: ["x", "y"], b: ["x", "z"]}
+    (a / "split.json").write_text(json.dumps({"pool": pools[a], "validation": [], "test": []}))
+    redraw([a, b])
+    (b / "split.json").write_text(json.dumps({"pool": pools[b], "validation": [], "test": []}))
+    with pytest.raises(ValueError, match="the pool of labelled patients is 2 patients"):
+        redraw([a, b])
+    shutil.copy(a / "split.json", b)
+    for out, digest in ((a, "12ab"), (b, "34cd")):
+        (out / "data.json").write_text(json.dumps({"digest": digest}))
+    with pytest.raises(ValueError, match="the labelled store is 12ab in the first and 34cd in the second"):
+        redraw([a, b])
+    other = pd.concat([table, search_rows()])
+    first, second = (write_evaluation(tmp_path / name, other) for name in ("c", "d"))
+    rows_ = pd.read_csv(second / "results.csv", keep_default_na=False)
+    rows_.loc[rows_["split"] == "validation", "patient"] += "x"
+    rows_.to_csv(second / "results.csv", index=False)
+    with pytest.raises(ValueError, match="the set of validation patients"):
+        redraw([first, second])
+
+
+def test_a_directory_twice_is_refused(tmp_path):
+    out = write_evaluation(tmp_path / "a", rows({"mae": {2: 0.03}}))
+    with pytest.raises(ValueError, match="is given twice"):
+        redraw([out, tmp_path / "a" / ".." / "a"])
+
+
+def test_the_page_says_what_subsets_and_the_search_leave_out(tmp_path):
+    table = rows({"mae": {1: 0.03, 2: 0.03}})
+    table.loc[(table["n_labelled"] == 1) & (table["subset"] == 2), "subset"] = 0
+    out = write_evaluation(tmp_path / "a", pd.concat([table, search_rows()]), pictures=0)
+    pool = [f"q{i}" for i in range(8)]
+    (out / "split.json").write_text(json.dumps({"pool": pool, "validation": ["v"], "test": ["t"]}))
+    text, _ = _check(write_report(out))
+    assert "other subsets of the same pool (8 patients)" in text
+    assert "At 1 labelled patient some seeds drew the same labelled patients" in text
+    limits = " ".join(json.loads((out / "report.json").read_text())["limits"])
+    assert "At 2 and 4 labelled patients a subset is more than a fifth of the pool of 8" in limits
+    assert "4 further labelled patients" in limits and "is in no interval and no p-value" in limits
 
 
 def test_runs_are_drawn(tmp_path):

@@ -240,8 +240,28 @@ def test_validation_rows_never_enter_the_scores():
         compare(search_rows())
 
 
+def test_of_equal_choices_the_first_is_taken():
+    trials = search(search_rows().assign(value=0.5))
+    assert [(t.arm, t.choice) for t in trials if t.taken] == [("scratch", "lr=0.001"), ("mae", "lr=0.001")]
+
+
 def test_search_marks_the_best_rate_of_each_arm():
     trials = search(search_rows())
     assert [(t.arm, t.choice) for t in trials if t.taken] == [("scratch", "lr=0.003"), ("mae", "lr=0.003")]
     assert [t.choice for t in trials if t.arm == "mae"] == ["lr=0.001", "lr=0.003", "lr=0.01"]
     assert {t.patients for t in trials} == {4}
+
+
+def test_the_whole_pool_is_one_subset_and_says_so():
+    """Every seed draws all patients: seeds are the replicates, and the numbers hold for these patients."""
+    whole = rows({"mae": {4: 0.03}}).assign(subset=0)
+    point = _point(compare(whole), "mae", 4)
+    assert (point.subsets, point.seeds, point.score.replicates) == (1, 5, 5)
+
+
+def test_equal_subsets_are_averaged_and_widen_the_interval():
+    table = rows({"mae": {1: 0.03}})
+    four = table.assign(subset=table["subset"].replace({2: 0}))
+    one, other = (_point(compare(t), "mae", 1) for t in (table, four))
+    assert (other.subsets, other.score.replicates, other.seeds) == (4, 4, 5)
+    assert one.score.replicates == 5

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from downstream import coverage, coverage_runs, coverage_tests
+from downstream import coverage, coverage_design, coverage_runs, coverage_tests
 
 
 def _above(share, studies, errors=3):
@@ -40,8 +40,22 @@ def test_pseudo_values_quick():
     assert found["difference"] >= 1 - _above(0.05, 40)
 
 
+def test_overlapping_subsets_hold_for_their_pool_alone():
+    found = coverage_design.overlapping(400, 5, 12, 60, 32, (1.0, 0.1, 1.0), seed=0)
+    assert found.this_pool >= 1 - _above(0.05, 400) and found.other_pools < 0.85
+    small = coverage_design.overlapping(400, 5, 12, 300, 4, (1.0, 0.1, 1.0), seed=0)
+    assert small.other_pools >= 1 - _above(0.05, 400)
+
+
+def test_learning_speed_needs_many_scored_steps():
+    dense = coverage_design.learning_speed(60, 5, 20, 30.0, coverage_design.MARKS["every 10"], seed=0)
+    few = coverage_design.learning_speed(60, 5, 20, 30.0, coverage_design.MARKS["25, 50, 100"], seed=0)
+    assert dense[0] >= 1 - _above(0.05, 60) and abs(dense[1] - dense[2]) < 2
+    assert few[0] < 0.5 and few[1] > few[2] + 5
+
+
 def test_tables(capsys):
-    for table in ("seeds", "runs", "tests", "labels", "sets"):
+    for table in ("seeds", "runs", "tests", "labels", "sets", "pools", "speed"):
         coverage.main(["--table", table, "--studies", "3", "--replicates", "3", "--patients", "10", "--runs", "3"])
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) > 2 and len({line.count("|") for line in lines}) == 1
@@ -92,3 +106,20 @@ def test_pseudo_values_in_full(patients):
         assert found["difference"] >= 0.93, (patients, level, found)
         found = coverage_tests.set_metric(1000, 5, patients, coverage_tests.SEPARATION[level], seed=1, metric="ece")
         assert min(found.values()) >= 0.93, (patients, level, found)
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("pace", coverage_design.PACES)
+@pytest.mark.parametrize("replicates", [3, 5, 10])
+def test_learning_speed_in_full(replicates, pace):
+    marks = coverage_design.MARKS["every 10"]
+    held, _, _ = coverage_design.learning_speed(1000, replicates, 20, coverage_design.PACES[pace], marks, seed=1)
+    assert held >= 1 - _above(0.05, 1000), (replicates, pace, held)
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("pool", coverage_design.POOLS)
+def test_overlapping_subsets_in_full(pool):
+    for variances in ((0.5, 0.5, 1.0), (1.0, 0.1, 1.0)):
+        found = coverage_design.overlapping(1000, 5, 20, *pool, variances, seed=1)
+        assert found.this_pool >= 1 - _above(0.05, 1000), (pool, variances, found)

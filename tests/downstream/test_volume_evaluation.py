@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 from pathology_store import volume_suite, write_data
 from shapes_store import write_run
@@ -13,6 +14,31 @@ import downstream
 from downstream.comparison import compare
 from downstream.results import read_results
 from downstream.volume_metrics import units
+from downstream.volume_probe import FrozenVolumes
+
+
+def test_two_measures_of_the_same_windows_encode_a_volume_once(tmp_path, monkeypatch):
+    store, split = write_data(tmp_path)
+    values = volume_suite(store, split)
+    values["measures"].pop("finetune")
+    encoded = []
+    features = FrozenVolumes.features
+
+    def counted(self, context, backbone, row):
+        encoded.append(row)
+        return features(self, context, backbone, row)
+
+    monkeypatch.setattr(FrozenVolumes, "features", counted)
+    run = write_run(tmp_path / "runs" / "mae", 1)
+    downstream.evaluate([run], values, tmp_path / "out")
+    both = read_results(tmp_path / "out")
+    once = len(encoded)
+    assert not (tmp_path / "out" / "work").exists()
+    values["measures"].pop("probe")
+    downstream.evaluate([run], values, tmp_path / "alone")
+    assert len(encoded) == 2 * once  # alone it encodes what both had encoded together
+    alone = read_results(tmp_path / "alone")
+    pd.testing.assert_frame_equal(both[both["schedule"] == "neighbours"].reset_index(drop=True), alone)
 
 
 @pytest.mark.parametrize(
