@@ -1,7 +1,7 @@
 """Does the interval cover? Simulated studies with known variance components, and the intervals that were rejected.
 
 python -m downstream.coverage --studies 4000                    a table of docs/statistics.md, as Markdown
-python -m downstream.coverage --table runs --patients 20        others: runs, tests, labels, sets, pools, speed
+python -m downstream.coverage --table runs --patients 20        others: runs, tests, labels, sets, pools, speed, search
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--patients", type=int, nargs="+", default=[10, 30], help="test patients")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=int, nargs="+", default=[3, 5], help="pre-training runs, of --table runs")
-    names = ["seeds", "runs", "tests", "labels", "sets", "pools", "speed"]
+    names = ["seeds", "runs", "tests", "labels", "sets", "pools", "speed", "search"]
     parser.add_argument("--table", choices=names, default="seeds")
     options = parser.parse_args(arguments)
     from downstream import coverage_design, coverage_runs, coverage_tests  # they import this module
@@ -126,6 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "labels": lambda: coverage_tests.markdown_labels(*design, options.seed),
         "sets": lambda: coverage_tests.markdown_sets(*design, options.seed),
         "pools": lambda: coverage_design.markdown_pools(*design, options.seed),
+        "search": lambda: coverage_design.markdown_searches(*design, options.seed),
         "speed": lambda: coverage_design.markdown_speed(*design, options.seed),
     }
     sys.stdout.write(tables[options.table]())

@@ -1,6 +1,7 @@
-"""What intervals hold when a study is not as the model has it: subsets that overlap, curves scored at few steps.
+"""What intervals hold when a study is not as the model has it.
 
-Both are limits of the design, which no quantile mends; docs/statistics.md states them with these tables.
+Subsets that overlap, curves scored at few steps, settings that were searched for: limits of the design, which no
+quantile mends; docs/statistics.md states them with these tables.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from downstream.coverage_tests import NOISE, table
+from downstream.coverage_tests import NOISE
+from downstream.coverage_tests import table as table_of
 from downstream.crossing import BELOW, BEYOND, crossing
 from downstream.efficiency import SHARE
-from downstream.statistics import half_widths
+from downstream.permutation import permutation_test
+from downstream.statistics import half_widths, p_value
 from ssl3d.seeding import numpy_generator
 
 POOLS = ((63, 4), (63, 16), (30, 16), (300, 64), (300, 256))  # (patients of a pool, labelled patients of a subset)
 # Steps at which a training of 100 is scored: few, and one in ten.
 MARKS = {"25, 50, 100": (25, 50, 100), "every 10": tuple(range(10, 101, 10))}
 PACES = {"fast": 15.0, "middling": 21.0, "slow": 30.0}  # steps in which what is left to learn falls to 1 / e
+SEARCH_NOISE = 0.02  # standard deviation of a score of a search with one seed
 HEIGHT, UNLEARNT = 0.75, 0.9  # the score without end, and the share of it that is missing at step 0
 
 
@@ -75,6 +79,42 @@ def learning_speed(
     return held / studies, float(np.mean(places)), truth
 
 
+def searched(
+    studies: int, replicates: int, patients: int, gap: float, noise: float, seed: int
+) -> tuple[float, float]:
+    """Shares of studies without a difference of the start in which (the crossed model, the permutation test) finds one.
+
+    Two rates, the second truly better by `gap`; each arm takes the one that scores best in its own search, whose scores
+    have a standard deviation of `noise`.
+    """
+    generator = numpy_generator(seed, "search", replicates, patients, str(gap), str(noise))
+    of_replicate, _, _, residual = NOISE
+    found = np.zeros(2)
+    for _ in range(studies):
+        tables = []
+        for _ in range(2):
+            taken = int(np.argmax(np.array([0.0, gap]) + noise * generator.standard_normal(2)))
+            own = of_replicate * generator.standard_normal((replicates, 1))
+            tables.append(gap * taken + own + residual * generator.standard_normal((replicates, patients)))
+        table = tables[0] - tables[1]
+        p = p_value(table)
+        found += [p is not None and p <= 0.05, permutation_test(table).p <= 0.05]
+    return float(found[0] / studies), float(found[1] / studies)
+
+
+def markdown_searches(studies: int, replicates: Sequence[int], patients: Sequence[int], seed: int) -> str:
+    """Differences found where there is none, in per cent, by how much a rate matters and how many seeds search it."""
+    rows = []
+    for s in replicates:
+        for p in patients:
+            for gap in (0.0, 0.01, 0.02):
+                for seeds in (1, 5):
+                    crossed, exact = searched(studies, s, p, gap, SEARCH_NOISE / seeds**0.5, seed)
+                    rows.append([str(s), str(p), f"{gap:g}", str(seeds), f"{100 * crossed:.1f}", f"{100 * exact:.1f}"])
+    head = ["seeds", "patients", "the better rate is better by", "seeds of the search", "crossed p", "permutation p"]
+    return table_of(head, rows)
+
+
 def markdown_pools(studies: int, replicates: Sequence[int], patients: Sequence[int], seed: int) -> str:
     """Coverage in per cent where subsets overlap, for subset and seed of equal and of unequal variance."""
     rows = []
@@ -87,7 +127,7 @@ def markdown_pools(studies: int, replicates: Sequence[int], patients: Sequence[i
                 rows.append([str(s), str(p), f"{labelled} of {pool}", *(f"{100 * v:.1f}" for v in cells)])
     head = ["seeds", "patients", "labelled of pool", "this pool; subset varies as seed", "other pools",
             "this pool; subset ten times as much", "other pools"]  # fmt: skip
-    return table(head, rows)
+    return table_of(head, rows)
 
 
 def markdown_speed(studies: int, replicates: Sequence[int], patients: Sequence[int], seed: int) -> str:
@@ -100,4 +140,4 @@ def markdown_speed(studies: int, replicates: Sequence[int], patients: Sequence[i
                     held, place, truth = learning_speed(studies, s, p, pace, marks, seed)
                     cells = (f"{truth:.1f}", f"{place:.1f}", f"{100 * held:.1f}")
                     rows.append([str(s), str(p), name, scored, *cells])
-    return table(["seeds", "patients", "learns", "scored after steps", "true step", "found", "covered"], rows)
+    return table_of(["seeds", "patients", "learns", "scored after steps", "true step", "found", "covered"], rows)

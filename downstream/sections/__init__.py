@@ -8,6 +8,7 @@ from downstream.blocks import Section
 from downstream.sections.cases import cases
 from downstream.sections.curves import curves
 from downstream.sections.design import design, guard, limits
+from downstream.sections.duels import duels
 from downstream.sections.head import head, title
 from downstream.sections.labels import labels
 from downstream.sections.numbers import numbers
@@ -28,7 +29,7 @@ __all__ = ["of_evaluation", "of_several", "title", "title_of_several"]
 def of_evaluation(view: View) -> Sequence[Section]:
     """All sections of one evaluation that have something to say, in the order of the page."""
     parts: Sequence[Callable[[View], Section | None]] = (
-        head, curves, words, labels, speed, patients, targets, volumes, numbers, significance, tuning, cases, design,
-        limits, guard, provenance,
+        head, curves, words, labels, speed, patients, targets, volumes, numbers, significance, duels, tuning, cases,
+        design, limits, guard, provenance,
     )  # fmt: skip
     return [section for part in parts if (section := part(view)) is not None]

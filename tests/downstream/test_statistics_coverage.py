@@ -54,8 +54,15 @@ def test_learning_speed_needs_many_scored_steps():
     assert few[0] < 0.5 and few[1] > few[2] + 5
 
 
+def test_a_search_is_in_no_p_value():
+    """The better rate matters, and one noisy search an arm finds it for one arm and not the other."""
+    one = coverage_design.searched(150, 10, 10, 0.02, 0.02, seed=0)
+    none = coverage_design.searched(150, 10, 10, 0.0, 0.02, seed=0)
+    assert min(one) > 0.15 and max(none) <= _above(0.05, 150)
+
+
 def test_tables(capsys):
-    for table in ("seeds", "runs", "tests", "labels", "sets", "pools", "speed"):
+    for table in ("seeds", "runs", "tests", "labels", "sets", "pools", "speed", "search"):
         coverage.main(["--table", table, "--studies", "3", "--replicates", "3", "--patients", "10", "--runs", "3"])
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) > 2 and len({line.count("|") for line in lines}) == 1
