@@ -19,6 +19,7 @@ PARTS = (
     ("labels_saved", "Labels saved"),
     ("calibration", "Calibration"),
     ("tests", "Tests"),
+    ("pairs", "Arms against each other"),
     ("search", "What each arm was given"),
 )
 NUMBERS = "report.json"

@@ -13,7 +13,16 @@ import pandas as pd
 from downstream.comparison import METRICS, prepare
 from downstream.crossing import Crossing, Place, crossing
 from downstream.statistics import FEWEST_RUNS, LEVEL, Array, too_few
-from downstream.tables import SCRATCH, Scores, complete_stack, groups, last_step, pooled_baselines, scores_by_arm
+from downstream.tables import (
+    SCRATCH,
+    Scores,
+    complete_stack,
+    groups,
+    joined_subsets,
+    last_step,
+    pooled_baselines,
+    scores_by_arm,
+)
 
 SHARE = 0.95  # of scratch's final score
 
@@ -74,7 +83,7 @@ def labels_saved(
     at a single amount have none of it.
     """
     found: list[Reached] = []
-    rows = prepare(results, baselines or {}, [metric])
+    rows = joined_subsets(prepare(results, baselines or {}, [metric]))
     known = pooled_baselines(rows, baselines or {})
     sign = 1.0 if METRICS[metric].higher_is_better else -1.0
     for (measure,), group in groups(last_step(rows), ["schedule"]):

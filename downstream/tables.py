@@ -136,6 +136,22 @@ def table_of(cell: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+def joined_subsets(rows: pd.DataFrame) -> pd.DataFrame:
+    """Seeds that share a labelled subset at one amount of labels are one replicate at every amount.
+
+    What compares amounts needs the same replicates at all of them, and leaving such seeds out would lose what they
+    measured. An amount of which all seeds share the subset, the whole pool, joins none.
+    """
+    drawn = rows[["n_labelled", "subset", "seed"]].drop_duplicates()
+    joined = {seed: seed for seed in sorted(drawn["seed"])}
+    for _, at in groups(drawn, ["n_labelled"]):
+        for _, own in groups(at, ["subset"]) if at["subset"].nunique() > 1 else ():
+            together = {joined[seed] for seed in own["seed"]}
+            joined = {seed: min(together) if first in together else first for seed, first in joined.items()}
+    whole = rows.groupby("n_labelled")["subset"].transform("nunique") == 1
+    return rows.assign(subset=rows["subset"].where(whole, rows["seed"].map(joined)))
+
+
 def patient_means(table: pd.DataFrame) -> pd.DataFrame:
     """Average the classes of each patient; a patient with one class missing in a replicate has no score there."""
     known = table.dropna(axis=1, how="all")  # a class the patient has not got

@@ -6,6 +6,7 @@ from synthetic_evaluation import BASE, rows
 
 from downstream.crossing import BELOW, BEYOND, INSIDE
 from downstream.efficiency import labels_saved, learning_speed
+from downstream.tables import joined_subsets
 
 
 def _one(found, arm, n):
@@ -68,6 +69,18 @@ def test_three_runs_are_a_method(table):
     assert found.estimate.x == pytest.approx(alone.estimate.x)
     assert alone.low.side == alone.high.side == INSIDE
     assert found.low.side == BELOW or found.high.x / found.low.x > alone.high.x / alone.low.x
+
+
+def test_seeds_of_one_subset_are_one_replicate_at_every_amount(table):
+    """Of four seeds two drew the same patient at 1: three replicates, none of what was measured left out."""
+    same = table.assign(subset=table["subset"].where(table["n_labelled"] > 1, table["subset"].replace({2: 0})))
+    joined = joined_subsets(same)
+    assert joined.groupby("n_labelled")["subset"].nunique().eq(3).all()
+    assert set(joined.loc[joined["seed"] == 2, "subset"]) == {0}
+    found = _one(labels_saved(same), "mae", 1)
+    assert found.replicates == 3 and found.patients == _one(labels_saved(table), "mae", 1).patients
+    whole = table.assign(subset=table["subset"].where(table["n_labelled"] < 4, 0))
+    assert _one(labels_saved(whole), "mae", 1).replicates == 4  # the whole pool: seeds are the replicates there
 
 
 def _curves(arms, steps=(50, 100, 200)):
