@@ -27,7 +27,8 @@ def head(view: View) -> Section:
     """What stands at the top of the page."""
     evaluation = view.evaluation
     patients = max(p.score.patients + p.score.dropped_patients for p in view.points)
-    facts = f"Suite {evaluation.suite_name}; {patients} test patients; scores on the original grid of each scan."
+    facts = f"Suite {evaluation.suite_name}; {patients} test patients"
+    facts += "." if evaluation.suite.get("target") else "; scores on the original grid of each scan."
     said = conclusions(view)
     blocks = [
         Html(f"<h1>{page.text(title(evaluation))}</h1>"),
