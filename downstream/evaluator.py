@@ -94,7 +94,7 @@ def _planned(context: Context, split: Split, arms: list[Arm], search: Sequence[C
     waiting = {(cell.measure, cell.arm.name) for cell in search if not done(context, cell)}
     searched = [cell for cell in search if (cell.measure, cell.arm.name) not in waiting]
     results = _search_results(context, searched)
-    for cell in searched:
+    for cell in {(cell.measure, cell.arm.name): cell for cell in searched}.values():
         choices[cell.measure, cell.arm.name] = best_choice(context, cell.measure, cell.arm, results)
     return final_cells(context, split, arms, choices)
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor
 
-from downstream.context import WORK, Cell, Context
+from downstream.context import CELL_VERSION, WORK, Cell, Context
 from downstream.inference import read_image
 from downstream.measure import Measure, faults, positive
 from downstream.scoring import finish
@@ -98,8 +98,9 @@ class FrozenVolumes(Measure):
     def _encoder(self, context: Context, cell: Cell) -> str:
         """A hash of all that decides a volume's features."""
         suite, arm = context.suite, cell.arm
-        content: list[Any] = [context.numerics, context.store_digest, arm.digest, cell.seed if arm.is_scratch else None]
-        content += [self.patch_size, suite.overlap, suite.normalise, suite.threads]
+        content: list[Any] = [CELL_VERSION, context.numerics, context.store_digest, arm.digest]
+        content += [cell.seed if arm.is_scratch else None, self.patch_size]
+        content += [suite.overlap, suite.normalise, suite.threads]
         return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=12).hexdigest()
 
     def features(self, context: Context, backbone: Backbone, row: int) -> Array:
