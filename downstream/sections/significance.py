@@ -11,10 +11,10 @@ from downstream.sections.view import View, files
 INTRO = (
     "Intervals say how large a difference is; tests only whether it is surely none. Two null hypotheses: that the mean "
     "difference over runs, replicates and patients that could have been drawn is zero (crossed model; its p belongs to "
-    "the interval), and that on these very test patients the start makes no difference at all (permutation; exact, "
-    f"whatever the distribution). What is exchanged is the arms within a {UNIT}; with few of them no small p "
-    "exists, however large the difference: the smallest possible is stated. Holm's correction holds within a table: "
-    "all its arms and amounts of labels are one family."
+    "the interval), and that on these very test patients the start makes no difference at all (permutation; exact "
+    f"given the settings, whatever the distribution). What is exchanged is the arms within a {UNIT}; with few of them "
+    "no small p exists, however large the difference: the smallest possible is stated. Holm's correction holds within "
+    "a table: all its arms and amounts of labels are one family."
 )
 
 
