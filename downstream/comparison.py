@@ -19,6 +19,7 @@ from downstream.permutation import Permutation, holm, permutation_test
 from downstream.statistics import (
     FEWEST_RUNS,
     LEVEL,
+    Array,
     Estimate,
     complete_block,
     complete_cube,
@@ -141,11 +142,15 @@ class Point:
 
     def verdict(self, joint: bool = False) -> str:
         """ "better", "worse", "not distinguishable" or "no interval", judged by the (joint) interval."""
-        found = self.joint if joint else self.difference
-        if found is None or found.low is None:
-            return "no interval"
-        sign = found.sign() * (1 if METRICS[self.metric].higher_is_better else -1)
-        return {1: "better", -1: "worse", 0: "not distinguishable"}[sign]
+        return verdict(self.joint if joint else self.difference, self.metric)
+
+
+def verdict(difference: Estimate | None, metric: str) -> str:
+    """What the interval of a difference says: "better", "worse", "not distinguishable" or "no interval"."""
+    if difference is None or difference.low is None:
+        return "no interval"
+    sign = difference.sign() * (1 if METRICS[metric].higher_is_better else -1)
+    return {1: "better", -1: "worse", 0: "not distinguishable"}[sign]
 
 
 def compare(
@@ -205,18 +210,19 @@ def _point(
     level: float,
 ) -> Point:
     about = METRICS[metric]
-    score = _inside(_estimate(own, level, about.limits), metric)
+    score = _inside(estimate_of(own, level, about.limits), metric)
     if other is None:
         return Point(measure, metric, arm, baseline, n, score, own.subsets, own.seeds)
     paired = own.minus(other)
-    difference = _estimate(paired, level, about.span)
-    joint = _estimate(paired, 1 - (1 - level) / compared, about.span)
+    difference = estimate_of(paired, level, about.span)
+    joint = estimate_of(paired, 1 - (1 - level) / compared, about.span)
     return Point(
         measure, metric, arm, baseline, n, score, own.subsets, own.seeds, difference, joint, _tests(paired, difference)
     )
 
 
-def _estimate(own: Scores, level: float, limits: tuple[float, float]) -> Estimate:
+def estimate_of(own: Scores, level: float, limits: tuple[float, float]) -> Estimate:
+    """Mean and interval over runs, where they are a factor, replicates and patients."""
     tables = own.patients()
     return estimate(tables[0], level, limits) if own.runs is None else estimate_runs(tables, level, limits)
 
@@ -237,11 +243,16 @@ def _inside(score: Estimate, metric: str) -> Estimate:
 
 def _tests(paired: Scores, difference: Estimate) -> Tests:
     """Both tests of the cells that the interval rests on."""
-    tables = paired.patients()
-    values = complete_block(tables[0]).to_numpy() if paired.runs is None else complete_cube(tables)
+    values = complete_values(paired)
     if values.size == 0:
         return Tests(None, None)
     return Tests(None if difference.low is None else p_value(values), permutation_test(values))
+
+
+def complete_values(own: Scores) -> Array:
+    """The cells without missing ones, (S, P) or (R, S, P): those that an interval rests on."""
+    tables = own.patients()
+    return complete_block(tables[0]).to_numpy() if own.runs is None else complete_cube(tables)
 
 
 def _corrected(family: Sequence[Point]) -> list[Point]:

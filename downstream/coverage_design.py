@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from downstream.coverage_tests import NOISE
-from downstream.coverage_tests import table as table_of
-from downstream.crossing import BELOW, BEYOND, crossing
+from downstream.coverage_tests import NOISE, markdown_table, open_ends
+from downstream.crossing import crossing
 from downstream.efficiency import SHARE
 from downstream.permutation import permutation_test
 from downstream.statistics import half_widths, p_value
@@ -71,9 +70,7 @@ def learning_speed(
         noise = residual * generator.standard_normal((len(marks), replicates, patients))
         scores = curve[:, None, None] + shared + own + noise
         found = crossing([float(m) for m in marks], scores - SHARE * scores[-1:])
-        assert found.low is not None and found.high is not None
-        low = -np.inf if found.low.side == BELOW else found.low.x
-        high = np.inf if found.high.side == BEYOND else found.high.x
+        low, high = open_ends(found)
         held += low <= truth <= high
         places.append(found.estimate.x)
     return held / studies, float(np.mean(places)), truth
@@ -112,7 +109,7 @@ def markdown_searches(studies: int, replicates: Sequence[int], patients: Sequenc
                     crossed, exact = searched(studies, s, p, gap, SEARCH_NOISE / seeds**0.5, seed)
                     rows.append([str(s), str(p), f"{gap:g}", str(seeds), f"{100 * crossed:.1f}", f"{100 * exact:.1f}"])
     head = ["seeds", "patients", "the better rate is better by", "seeds of the search", "crossed p", "permutation p"]
-    return table_of(head, rows)
+    return markdown_table(head, rows)
 
 
 def markdown_pools(studies: int, replicates: Sequence[int], patients: Sequence[int], seed: int) -> str:
@@ -127,7 +124,7 @@ def markdown_pools(studies: int, replicates: Sequence[int], patients: Sequence[i
                 rows.append([str(s), str(p), f"{labelled} of {pool}", *(f"{100 * v:.1f}" for v in cells)])
     head = ["seeds", "patients", "labelled of pool", "this pool; subset varies as seed", "other pools",
             "this pool; subset ten times as much", "other pools"]  # fmt: skip
-    return table_of(head, rows)
+    return markdown_table(head, rows)
 
 
 def markdown_speed(studies: int, replicates: Sequence[int], patients: Sequence[int], seed: int) -> str:
@@ -140,4 +137,4 @@ def markdown_speed(studies: int, replicates: Sequence[int], patients: Sequence[i
                     held, place, truth = learning_speed(studies, s, p, pace, marks, seed)
                     cells = (f"{truth:.1f}", f"{place:.1f}", f"{100 * held:.1f}")
                     rows.append([str(s), str(p), name, scored, *cells])
-    return table_of(["seeds", "patients", "learns", "scored after steps", "true step", "found", "covered"], rows)
+    return markdown_table(["seeds", "patients", "learns", "scored after steps", "true step", "found", "covered"], rows)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from downstream.coverage import simulate
-from downstream.crossing import BELOW, BEYOND, crossing, reach
+from downstream.crossing import BELOW, BEYOND, Crossing, crossing, reach
 from downstream.jackknife import values_of
 from downstream.permutation import holm, permutation_test
 from downstream.statistics import LEVEL, half_widths, p_value
@@ -69,16 +69,22 @@ def labels_saved(
     for _ in range(studies):
         curves = _scores([*CURVE, target], replicates, patients, generator)
         differences = curves[:-1] - curves[-1]
-        found = crossing(list(x), differences)
-        assert found.low is not None and found.high is not None
-        low = -np.inf if found.low.side == BELOW else found.low.x
-        high = np.inf if found.high.side == BEYOND else found.high.x
+        low, high = open_ends(crossing(list(x), differences))
         counts["ours"] += low <= truth <= high
         counts["open"] += not np.isfinite(low + high)
         if draws:
             ends = _bootstrap(list(x), differences, draws, generator)
             counts["percentile bootstrap"] += ends[0] <= truth <= ends[1]
     return {name: count / studies for name, count in counts.items() if draws or name != "percentile bootstrap"}
+
+
+def open_ends(found: Crossing) -> tuple[float, float]:
+    """Both ends of a crossing's interval, infinite where they lie beyond the range."""
+    assert found.low is not None and found.high is not None
+    return (
+        -np.inf if found.low.side == BELOW else found.low.x,
+        np.inf if found.high.side == BEYOND else found.high.x,
+    )
 
 
 def _scores(means: Sequence[float], replicates: int, patients: int, generator: np.random.Generator) -> Array:
@@ -152,7 +158,7 @@ def markdown_tests(studies: int, replicates: Sequence[int], patients: Sequence[i
             for ratio in ((0.3, 0.0, 1.0), (0.3, 1.0, 1.0), (1.0, 1.0, 1.0)):
                 found = false_positives(studies, s, p, ratio, 4, seed)
                 rows.append([str(s), str(p), " : ".join(f"{v:g}" for v in ratio), *(f"{100 * v:.1f}" for v in found)])
-    return table(head, rows)
+    return markdown_table(head, rows)
 
 
 def markdown_labels(studies: int, replicates: Sequence[int], patients: Sequence[int], seed: int) -> str:
@@ -162,7 +168,8 @@ def markdown_labels(studies: int, replicates: Sequence[int], patients: Sequence[
         for p in patients:
             found = labels_saved(studies, s, p, 2, seed, draws=200)
             rows.append([str(s), str(p), *(f"{100 * found[n]:.1f}" for n in ("percentile bootstrap", "ours", "open"))])
-    return table(["seeds", "patients", "percentile bootstrap", "ours", "of ours with an end beyond the range"], rows)
+    head = ["seeds", "patients", "percentile bootstrap", "ours", "of ours with an end beyond the range"]
+    return markdown_table(head, rows)
 
 
 def markdown_sets(studies: int, replicates: Sequence[int], patients: Sequence[int], seed: int) -> str:
@@ -174,10 +181,11 @@ def markdown_sets(studies: int, replicates: Sequence[int], patients: Sequence[in
             for metric, level in cases:
                 found = set_metric(studies, s, p, SEPARATION[level], seed, metric)
                 rows.append([metric, level, str(s), str(p), *(f"{100 * v:.1f}" for v in found.values())])
-    return table(["metric", "true AUROC", "seeds", "patients", "difference of two arms", "score of one arm"], rows)
+    head = ["metric", "true AUROC", "seeds", "patients", "difference of two arms", "score of one arm"]
+    return markdown_table(head, rows)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"

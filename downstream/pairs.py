@@ -12,18 +12,9 @@ from itertools import combinations
 
 import pandas as pd
 
-from downstream.comparison import METRICS, prepare
+from downstream.comparison import METRICS, complete_values, estimate_of, prepare, verdict
 from downstream.permutation import holm
-from downstream.statistics import (
-    LEVEL,
-    Array,
-    Estimate,
-    complete_block,
-    complete_cube,
-    estimate,
-    estimate_runs,
-    p_value,
-)
+from downstream.statistics import LEVEL, Estimate, p_value
 from downstream.tables import SCRATCH, Scores, groups, last_step, pooled_baselines, scores_by_arm
 
 
@@ -44,10 +35,13 @@ class Pair:
     p_holm: float | None = None
     family: int = 1
 
+    def verdict(self) -> str:
+        """Of `one`: "better", "worse", "not distinguishable" or "no interval"."""
+        return verdict(self.difference, self.metric)
+
     def better(self) -> str | None:
         """The arm that is better by the interval, or None."""
-        sign = self.difference.sign() * (1 if METRICS[self.metric].higher_is_better else -1)
-        return {1: self.one, -1: self.other, 0: None}[sign]
+        return {"better": self.one, "worse": self.other}.get(self.verdict())
 
 
 def pairs(
@@ -92,10 +86,6 @@ def between(one: Scores, other: Scores) -> Scores | None:
 
 
 def _pair(measure: str, metric: str, one: str, other: str, n: int, paired: Scores, level: float) -> Pair:
-    tables = paired.patients()
-    span = METRICS[metric].span
-    several = paired.runs is not None
-    difference = estimate_runs(tables, level, span) if several else estimate(tables[0], level, span)
-    values: Array = complete_cube(tables) if several else complete_block(tables[0]).to_numpy()
-    p = None if difference.low is None or values.size == 0 else p_value(values)
+    difference = estimate_of(paired, level, METRICS[metric].span)
+    p = None if difference.low is None else p_value(complete_values(paired))
     return Pair(measure, metric, one, other, n, difference, p)

@@ -206,6 +206,11 @@ def p_in_words(p: float) -> str:
     return f"p = {min(math.ceil(p * 10**digits - 1e-9) / 10**digits, 1.0):.{digits}f}"
 
 
+def p_cell(p: float | None) -> str:
+    """A p-value in a column of them: "0.034", "< 0.001", "none"."""
+    return "none" if p is None else p_in_words(p).removeprefix("p ").removeprefix("= ")
+
+
 def sentence_of_tests(point: Point) -> str | None:
     """What both tests of a point say: their hypotheses, the exchangeable unit, the least p possible, Holm's family."""
     tests = point.tests

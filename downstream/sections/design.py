@@ -15,7 +15,7 @@ def design(view: View) -> Section:
     """Patients, pairing, seeds, aggregation, intervals."""
     rows = view.evaluation.results
     test = rows.loc[rows["split"] == "test", "patient"].nunique()
-    validation = rows.loc[rows["split"] == "validation", "patient"].nunique()
+    validation = _searched_on(view)
     items = [
         f"Patients, not scans, were split. {test} test patients are scored once at the end of each training"
         + (f"; settings were chosen on {validation} other{'' if validation == 1 else 's'}." if view.trials else "."),
@@ -107,14 +107,19 @@ def _search(view: View) -> list[str]:
     """A search is in no interval, and in no p-value."""
     if not view.trials:
         return []
-    rows = view.evaluation.results
-    patients = rows.loc[rows["split"] == "validation", "patient"].nunique()
+    patients = _searched_on(view)
     seeds = min(t.seeds for t in view.trials)
     return [
         f"Settings were chosen for each arm on {patients} further labelled patient{'' if patients == 1 else 's'}, "
         f"counted in no number of labelled patients here, with {seeds} seed{'' if seeds == 1 else 's'} a choice. How "
         "lucky an arm's choice was is in no interval and no p-value: both hold given the settings."
     ]
+
+
+def _searched_on(view: View) -> int:
+    """Validation patients."""
+    rows = view.evaluation.results
+    return int(rows.loc[rows["split"] == "validation", "patient"].nunique())
 
 
 def guard(view: View) -> Section | None:

@@ -61,18 +61,11 @@ def _table(view: View, measure: str, found: Sequence[Pair]) -> Table:
     rows = []
     for pair in found:
         digits = max(metric.decimals + 1, sentences.decimals_for(pair.difference, metric))
-        better = pair.better()
-        verdict = "not distinguishable" if better is None else "better" if better == pair.one else "worse"
         rows.append((
             pair.n_labelled, pair.one, pair.other, sentences.number(pair.difference.mean, digits, signed=True),
-            between(pair.difference, digits), "no interval" if pair.difference.low is None else verdict, _p(pair.p),
-            _p(pair.p_holm),
+            between(pair.difference, digits), pair.verdict(), sentences.p_cell(pair.p), sentences.p_cell(pair.p_holm),
         ))  # fmt: skip
     head = ("labelled", "arm", "against", "difference", "95 % interval", "verdict", "p", "after Holm")
     caption = f"Paired differences in {metric.name}; verdicts each for itself, by the interval."
     title = f"{view.title(measure)}: pairs"
     return Table(files("pairs", measure), head, rows, caption, title, (0, 3, 4, 6, 7), (5,), MARKS, folded=True)
-
-
-def _p(value: float | None) -> str:
-    return "none" if value is None else sentences.p_in_words(value).removeprefix("p ").removeprefix("= ")

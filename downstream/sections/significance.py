@@ -42,13 +42,9 @@ def _row(point: Point, tests: Tests) -> tuple[object, ...]:
     return (
         point.n_labelled,
         point.arm,
-        _p(tests.p),
-        _p(tests.p_holm),
-        _p(exact.p if exact else None),
-        _p(exact.smallest if exact else None),
-        _p(tests.permutation_holm),
+        sentences.p_cell(tests.p),
+        sentences.p_cell(tests.p_holm),
+        sentences.p_cell(exact.p if exact else None),
+        sentences.p_cell(exact.smallest if exact else None),
+        sentences.p_cell(tests.permutation_holm),
     )
-
-
-def _p(value: float | None) -> str:
-    return "none" if value is None else sentences.p_in_words(value).removeprefix("p ").removeprefix("= ")
